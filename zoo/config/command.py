@@ -1,0 +1,77 @@
+"""The command line: Hydra's, with every error told in a sentence and with an exit status that tells.
+
+Nothing heavy is imported here: `--help`, `--cfg job`, shell completion and errors of composition answer at once.
+"""
+
+import functools
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+from zoo.config import explain
+from zoo.config.catalogue import CONFIGS
+from zoo.config.schema import register
+
+# Options of a model's own methods: whatever name they have, the model's signature judges it.
+FREE = ("log_prob.", "sample.", "evaluate.log_prob.", "evaluate.sample.")
+
+
+def command(config_name: str) -> Callable[[Callable[[Any], Any]], Callable[[], None]]:
+    """A program whose only argument is the config composed from configs/<config_name>.yaml and the command line.
+
+    The function gets a DictConfig. What it raises is printed as one sentence (with `debug=trace`: as a traceback)
+    and ends the program with status 1; in a sweep the other jobs still run. SystemExit passes with its own status.
+    """
+
+    def decorate(function: Callable[[Any], Any]) -> Callable[[], None]:
+        @functools.wraps(function)
+        def main() -> None:
+            trace = "debug=trace" in sys.argv
+            os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing; explain prints
+            sys.argv[1:] = [f"++{word}" if word.startswith(FREE) else word for word in sys.argv[1:]]
+            from zoo.config.resolvers import register as register_resolvers
+
+            register()
+            register_resolvers()
+            import hydra
+
+            @functools.wraps(function)
+            def job(config: Any) -> Any:
+                try:
+                    explain.missing(config)
+                    return function(config)
+                except Exception as error:
+                    report(error, trace)
+                    if not sweeping():
+                        raise SystemExit(1) from None
+                    raise explain.Told(str(error)) from error  # Hydra goes on with the other jobs
+
+            try:
+                hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(job)()
+            except explain.Told:
+                raise SystemExit(1) from None
+            except Exception as error:
+                report(error, trace, config_name)
+                raise SystemExit(1) from None
+
+        return main
+
+    return decorate
+
+
+def sweeping() -> bool:
+    """Whether this is one of several jobs."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    return bool(HydraConfig.get().mode == RunMode.MULTIRUN)
+
+
+def report(error: Exception, trace: bool, config_name: str | None = None) -> None:
+    """Print an error to stderr: a sentence, or with `trace` all of it."""
+    sys.stdout.flush()
+    if trace:
+        traceback.print_exception(error)
+    print(explain.sentence(error, config_name), file=sys.stderr, flush=True)

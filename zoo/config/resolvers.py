@@ -1,0 +1,32 @@
+"""Facts that a YAML cannot state because they depend on the machine: computed when read, without torch."""
+
+import sys
+from typing import Any
+
+
+def vocabulary_size(source: Any) -> int:
+    """`levels: ${vocabulary_size:${dataset.source}}`: how many symbols the vocabulary of a zoo.data.Text has.
+
+    Read off its file, made from the training text the first time. Raises what the corpus raises if there is
+    no text.
+    """
+    from omegaconf import OmegaConf
+
+    from zoo.config.build import build
+    from zoo.data.vocabulary import vocabulary_size
+
+    plain: Any = OmegaConf.to_container(source, resolve=True, throw_on_missing=True)
+    return vocabulary_size(build({key: plain[key] for key in ("corpus", "tokens", "root")}))
+
+
+def python_version() -> str:
+    """`${python_version:}`: 3.11; for what differs from one version to the next."""
+    return "{}.{}".format(*sys.version_info)
+
+
+def register() -> None:
+    """Make the resolvers known to OmegaConf; again is harmless."""
+    from omegaconf import OmegaConf
+
+    OmegaConf.register_new_resolver("vocabulary_size", vocabulary_size, replace=True)
+    OmegaConf.register_new_resolver("python_version", python_version, replace=True)

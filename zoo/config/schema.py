@@ -1,0 +1,74 @@
+"""The types of the top-level keys: YAML alone would take `seed=abc`. All else is typed by constructors' signatures.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class Train:
+    """The keys of configs/train.yaml; what they mean is said there."""
+
+    seed: int = 0
+    name: str | None = None
+    runs: str = "runs"
+    data_dir: str = "data"
+    batch_size: int = 128
+    num_workers: int = 0
+    data_device: str = "cpu"
+    ema: float | None = None
+    gradient_checkpointing: Any = "none"
+    checkpoint_every: int = 1000
+    keep: int = 2
+    threads: int | None = None
+    init: str | None = None
+    resume: str | None = None
+    rerun: bool = False
+    dataset: Any = None
+    model: Any = None
+    optimizer: Any = None
+    schedule: Any = None
+    trainer: Any = None
+    logger: Any = None
+    callbacks: Any = None
+    evaluate: Any = None
+    debug: Any = None
+    experiment: Any = None
+
+
+@dataclass
+class Evaluate:
+    """The keys of configs/evaluate.yaml; what they mean is said there."""
+
+    run: str = "???"
+    weights: str = "best"
+    splits: list[str] = field(default_factory=lambda: ["val", "test"])
+    batch_size: int | None = None
+    seed: int = 0
+    data_dir: str = "data"
+    device: str = "auto"
+    threads: int | None = None
+    allow: list[str] = field(default_factory=list)
+    log_prob: dict[str, Any] = field(default_factory=dict)
+    sample: dict[str, Any] = field(default_factory=dict)
+    n: int = 64
+    out: str | None = None
+    logger: Any = None
+    debug: Any = None
+
+
+def register() -> None:
+    """Make the schemas known to Hydra, under the names that the defaults lists use."""
+    from hydra.core.config_store import ConfigStore
+
+    store = ConfigStore.instance()
+    store.store(name="train_schema", node=typed(Train))
+    store.store(name="evaluate_schema", node=typed(Evaluate))
+
+
+def typed(schema: type) -> Any:
+    """A schema's typed values in a mapping that takes other keys too: a model brings choices of its own (mixer)."""
+    from omegaconf import DictConfig, OmegaConf
+
+    strict = OmegaConf.structured(schema)
+    return DictConfig({name: strict._get_node(name) for name in strict})
