@@ -1,0 +1,422 @@
+"""Tables of comparison: what they average, rank, mark and leave out, and that they need no torch."""
+
+import csv
+import io
+import json
+import re
+import statistics
+import subprocess
+import sys
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SCRIPT = Path(__file__).parents[1] / "scripts" / "compare.py"
+
+
+@pytest.fixture(scope="module")
+def main():
+    spec = spec_from_file_location("compare_script", SCRIPT)
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.main
+
+
+class Folder:
+    """Writes run directories below a folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def run(self, model: str, value: float | None, *, seed: int = 0, at: str = "", **more: Any) -> Path:
+        """One run with one number in nats; `more` overrides parts of number, config and results."""
+        number = {"name": "nats", "value": value, "unit": "nats/example", "kind": "exact", "split": "test"}
+        number |= {
+            "count": 100,
+            "protocol": {"method": "log_prob"},
+            "weights": {"which": "best", "averaged": False},
+        }
+        number |= more.pop("number", {})
+        config = {
+            "seed": seed,
+            "model": {"_target_": f"zoo.models.{model}"},
+            "dataset": {"name": "digits"},
+            "runs": "x",
+        }
+        config |= more.pop("config", {})
+        identity = json.dumps([model, {key: v for key, v in config.items() if key != "runs"}])
+        results = {
+            "status": "finished",
+            "identity": identity,
+            "name": f"{model.lower()}-digits",
+            "version": "0.1.0",
+        }
+        results |= {
+            "steps": 2000,
+            "seconds": 61.2,
+            "parameters": 123456,
+            "config": config,
+            "numbers": [number],
+        } | more
+        folder = self.path / (at or f"{model.lower()}-{len(list(self.path.iterdir()))}")
+        folder.mkdir(parents=True)
+        (folder / "results.json").write_text(json.dumps(results))
+        return folder
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return Folder(tmp_path)
+
+
+@pytest.fixture
+def table(main, folder, capsys):
+    """Prints the table of the folder's runs with some arguments."""
+
+    def print_it(*arguments: str) -> str:
+        assert main([str(folder.path), *arguments]) == 0
+        return capsys.readouterr().out
+
+    return print_it
+
+
+@pytest.fixture
+def refusal(main, folder, capsys):
+    """The sentence with which a comparison is refused."""
+
+    def refuse(*arguments: str) -> str:
+        assert main([str(folder.path), *arguments]) == 1
+        out = capsys.readouterr()
+        assert out.out == ""
+        assert out.err.count("\n") == 1
+        return out.err
+
+    return refuse
+
+
+def line(text: str, start: str) -> str:
+    (found,) = [line for line in text.splitlines() if line.startswith(start)]
+    return found
+
+
+def test_rows_are_means_and_unbiased_deviations_over_seeds(folder, table):
+    values = [88.0, 90.0, 89.5]
+    for seed, value in enumerate(values):
+        folder.run("VAE", value, seed=seed)
+    folder.run("NICE", 95.0)
+    told = table()
+    assert f"= {statistics.mean(values):.2f} ± {statistics.stdev(values):.2f} (3)*" in line(
+        told, "vae-digits"
+    )
+    assert "= 95.00 (1) " in line(told, "nice-digits")
+    assert re.search(r"2000 +123.5 k +61 s$", line(told, "vae-digits"))
+    assert "test nats/example ↓" in told
+    assert "mean ± unbiased standard deviation (runs) over seed" in told
+
+
+@pytest.mark.parametrize(
+    ("name", "best"), [("nats", "VAE"), ("perplexity", "VAE"), ("accuracy", "NICE"), ("fid", "VAE")]
+)
+def test_the_best_is_best_in_the_right_direction(folder, table, name, best):
+    folder.run("VAE", 0.25, number={"name": name, "unit": ""})
+    folder.run("NICE", 0.75, number={"name": name, "unit": ""})
+    starred = [line.split("-")[0] for line in table().splitlines() if "*" in line]
+    assert starred == [best.lower()]
+
+
+@pytest.mark.parametrize(
+    ("number", "told"),
+    [
+        ({"split": "val"}, "split val, not test"),
+        ({"kind": "lower bound"}, "kind lower bound, not exact"),
+        ({"count": 50}, "count 50, not 100"),
+        ({"weights": {"which": "best", "averaged": True}}, "averaged True, not False"),
+        ({"protocol": {"method": "log_prob", "samples": 100}}, "samples 100"),
+        ({"protocol": {"method": "log_prob", "binarization": "dynamic"}}, "binarization dynamic"),
+    ],
+)
+def test_another_protocol_is_marked_and_not_ranked(folder, table, number, told):
+    folder.run("NICE", 95.0)
+    folder.run("Glow", 94.0)
+    folder.run("VAE", 88.0, number=number)
+    text = table()
+    assert f"[a] {told}\n" in text
+    assert "88.00[a]" in line(text, "vae-digits")
+    assert "94.00*" in line(text, "glow-digits")
+    assert "the best is marked among numbers of one protocol only" in text
+
+
+def test_data_of_another_content_are_marked(folder, table):
+    folder.run("NICE", 95.0, data={"test": "1" * 64})
+    folder.run("VAE", 88.0, data={"test": "2" * 64})
+    text = table()
+    assert "[a] data 2222" in text or "[a] data 1111" in text
+    assert "*" not in text
+
+
+def test_datasets_are_ranked_apart_and_need_no_letter_where_the_row_names_them(folder, table):
+    for name, shift in (("digits", 0), ("mnist", 100)):
+        folder.run("VAE", 88.0 + shift, config={"dataset": {"name": name}}, number={"count": 100 + shift})
+        folder.run("NICE", 95.0 + shift, config={"dataset": {"name": name}}, number={"count": 100 + shift})
+    text = table()
+    assert "88.00*" in text
+    assert "188.00*" in text
+    assert "[a]" not in text
+
+
+def test_datasets_are_marked_where_the_row_does_not_name_them(folder, table):
+    folder.run("VAE", 88.0)
+    for model in ("NICE", "Glow"):
+        folder.run(model, 95.0, config={"dataset": {"name": "mnist"}}, number={"count": 200})
+    text = table("--rows", "model")
+    assert "88.00[a]" in line(text, "VAE")
+    assert "[a] dataset digits, not mnist; count 100, not 200" in text
+
+
+def test_signs_tell_bounds_from_exact_numbers(folder, table):
+    for model, kind in (("VAE", "lower bound"), ("NICE", "exact"), ("Flow", "estimate")):
+        folder.run(model, 88.0, number={"kind": kind})
+    text = table()
+    assert "≤ 88.00" in line(text, "vae")
+    assert "= 88.00" in line(text, "nice")
+    assert "≈ 88.00" in line(text, "flow")
+
+
+def test_rows_are_named_by_config_keys_and_blocks_by_their_class(folder, table):
+    for base in (100, 200):
+        folder.run("T", 88.0 + base, config={"position": {"_target_": "zoo.nn.Rotary", "base": base}})
+    folder.run("T", 80.0, config={"position": {"_target_": "zoo.nn.ALiBi", "base": None}})
+    text = table("--rows", "position")
+    assert line(text, "ALiBi ")
+    assert "188.00" in line(text, "Rotary position.base=100")
+    assert "288.00" in line(text, "Rotary position.base=200")
+    assert [line.split()[0] for line in table("--rows", "position.base").splitlines()[2:5]] == [
+        "100",
+        "200",
+        "None",
+    ]
+
+
+def test_by_default_a_row_never_averages_different_configs(folder, table):
+    folder.run("VAE", 88.0, config={"optimizer": {"lr": 0.1}})
+    folder.run("VAE", 90.0, config={"optimizer": {"lr": 0.2}})
+    folder.run("VAE", 91.0, config={"optimizer": {"lr": 0.2}, "seed": 1})
+    text = table()
+    assert "88.00 (1)" in line(text, "vae-digits optimizer.lr=0.1")
+    assert "90.50 ± 0.71 (2)" in line(text, "vae-digits optimizer.lr=0.2")
+    assert "averages" not in text
+    text = table("--rows", "model")
+    assert "VAE averages runs that differ in optimizer.lr (0.1, 0.2)" in text
+    assert "averages" not in table("--rows", "model", "--over", "seed,optimizer.lr")
+
+
+def test_what_does_not_define_a_run_makes_no_rows(folder, table):
+    folder.run("VAE", 88.0, config={"trainer": {"devices": 1, "max_steps": 5}, "num_workers": 0})
+    folder.run("VAE", 90.0, config={"trainer": {"devices": 2, "max_steps": 5}, "num_workers": 4}, seed=1)
+    text = table()
+    assert "89.00 ± 1.41 (2)" in line(text, "vae-digits ")
+    assert "averages" not in text
+
+
+def test_missing_numbers_are_dashes(folder, table):
+    folder.run("VAE", 88.0)
+    folder.run("NICE", 3.5, number={"name": "bits_per_dim", "unit": "bits/dim"})
+    folder.run("Glow", None)
+    text = table()
+    assert re.search(r" – +(=) 88\.00 ", line(text, "vae"))
+    assert re.search(r" = 3\.500 +– ", line(text, "nice"))
+    assert re.search(r" – +– ", line(text, "glow"))
+
+
+def test_a_diverged_run_is_shown_and_never_best(folder, table):
+    folder.run("VAE", float("nan"))
+    folder.run("NICE", 95.0)
+    folder.run("Glow", 96.0)
+    text = table()
+    assert "= nan " in line(text, "vae")
+    assert "95.00*" in text
+
+
+def test_a_run_measured_twice_gives_what_the_others_have_too(folder, table):
+    few, many = ({"protocol": {"samples": k}} for k in (1, 5000))
+    run = json.loads((folder.run("VAE", 99.0, number=few) / "results.json").read_text())
+    run["numbers"].append(run["numbers"][0] | many | {"value": 88.0})
+    (folder.path / "vae-0" / "results.json").write_text(json.dumps(run))
+    folder.run("IWAE", 87.0, number=many)
+    text = table()
+    assert "88.00" in line(text, "vae")
+    assert "87.00*" in line(text, "iwae")
+    assert "[a]" not in text
+
+
+def test_seeds_of_different_protocols_are_not_averaged(folder, table):
+    for seed, split in enumerate(("test", "test", "val")):
+        folder.run("VAE", 88.0 + seed, seed=seed, number={"split": split})
+    text = table()
+    assert "88.50 ± 0.71 (2)" in line(text, "vae-digits  ")
+    assert "vae-digits digits leaves out 1 of its runs: their nats has another protocol" in text
+
+
+def test_unfinished_runs_are_listed_with_their_reason(folder, table):
+    folder.run("VAE", 88.0)
+    folder.run("NICE", None, status="failed", reason="the loss is nan at step 12")
+    new = folder.path / "new"
+    new.mkdir()
+    (new / "identity.json").write_text(json.dumps({"identity": "f" * 64}))
+    text = table()
+    assert line(text, "not in the table: nice-digits").endswith(", failed: the loss is nan at step 12")
+    assert line(text, "not in the table: new").endswith(", unfinished: no results yet")
+
+
+@pytest.mark.parametrize(
+    "content", ["{", "[]", "{}", '{"status": "finished", "numbers": [{"name": "nats"}]}', "\x00"]
+)
+def test_a_corrupt_result_is_named_and_the_others_are_shown(folder, table, content):
+    folder.run("VAE", 88.0)
+    folder.run("NICE", 95.0, at="broken").joinpath("results.json").write_text(content)
+    text = table()
+    assert "88.00" in text
+    assert line(text, f"left out {folder.path / 'broken'}: its results cannot be read")
+
+
+def test_a_run_found_twice_counts_once(folder, table, main, capsys):
+    first = folder.run("VAE", 88.0)
+    folder.run("VAE", 90.0, seed=1)
+    folder.run("VAE", 88.0, at="copies/of/mine")
+    text = table()
+    assert "89.00 ± 1.41 (2)" in text
+    assert "the same run as" in text
+    assert main([str(folder.path / "vae-1"), str(first), str(first)]) == 0
+    assert "the same run" not in capsys.readouterr().out
+
+
+def test_a_moved_run_is_the_same_run(folder, table):
+    before = folder.run("VAE", 88.0)
+    told = table()
+    before.rename(folder.path / "elsewhere")
+    assert table() == told
+
+
+def test_what_lies_inside_a_run_and_links_in_a_circle_are_no_runs(folder, table):
+    outer = folder.run("Latent", 88.0, at="deep/outer")
+    folder.run("VQVAE", 95.0, at="deep/outer/codec")
+    (folder.path / "deep" / "circle").symlink_to(folder.path)
+    text = table()
+    assert "88.00" in text
+    assert "95.00" not in text
+    assert outer.is_dir()
+
+
+def test_numbers_of_another_version_are_told(folder, table):
+    folder.run("VAE", 88.0)
+    folder.run("NICE", 95.0, version="0.2.0+abc")
+    told = (
+        "numbers of different versions of the code: 0.1.0: vae-digits digits; 0.2.0+abc: nice-digits digits"
+    )
+    assert told in table()
+
+
+def test_published_numbers_stand_beside_ours(folder, table, tmp_path):
+    folder.run("VAE", 88.0)
+    folder.run("NICE", 95.0, config={"experiment": {"published": {"nats": 94.5}}})
+    papers = tmp_path / "papers.csv"
+    papers.write_text("row,metric,value\nvae-digits,nats,86.76\nglow,nats,1\n")
+    text = table("--published", str(papers))
+    assert re.search(r"88\.00\* +86\.76 ", line(text, "vae"))
+    assert re.search(r"95\.00 +94\.5 ", line(text, "nice"))
+    assert "no row and number for the published nats of glow" in text
+
+
+def test_metric_split_and_columns_choose_what_is_shown(folder, table):
+    path = folder.run("VAE", 88.0, config={"optimizer": {"lr": 0.1}}) / "results.json"
+    run = json.loads(path.read_text())
+    run["numbers"].append(run["numbers"][0] | {"name": "bits_per_dim", "unit": "bits/dim", "value": 3.25})
+    run["numbers"].append(run["numbers"][0] | {"split": "val", "value": 87.0})
+    path.write_text(json.dumps(run))
+    text = table("--metric", "bits_per_dim", "--columns", "optimizer.lr")
+    assert text.splitlines()[0].split("  ")[-2:] == ["test bits/dim ↓", "optimizer.lr"]
+    assert line(text, "vae").split()[-3:] == ["=", "3.250", "0.1"]
+    assert "= 87.00" in table("--split", "val")
+    both = table("--metric", "nats,bits_per_dim")
+    assert "88.00" in both
+    assert "3.250" in both
+
+
+def test_csv_has_raw_numbers(folder, table):
+    values = [88.0, 90.0, 89.1234567]
+    for seed, value in enumerate(values):
+        folder.run("VAE", value, seed=seed, number={"kind": "lower bound"})
+    (row,) = csv.DictReader(io.StringIO(table("--format", "csv")))
+    assert (float(row["mean"]), float(row["sd"])) == (statistics.fmean(values), statistics.stdev(values))
+    assert row["n"] == "3"
+    assert row["name"] == "vae-digits"
+    assert row["unit"] == "nats/example"
+    assert json.loads(row["protocol"])["kind"] == "lower bound"
+    assert float(row["time"]) == pytest.approx(61.2)
+
+
+def test_markdown_and_latex_are_well_formed(folder, table):
+    folder.run("VAE", 88.0, name="my_vae|50%")
+    folder.run("VAE", 90.0, seed=1, name="my_vae|50%")
+    folder.run("NICE", 95.0)
+    folder.run("Glow", 94.0, number={"split": "val"})
+    lines = table("--format", "markdown").splitlines()
+    rows = [line for line in lines if line.startswith("|")]
+    assert len({len(re.findall(r"(?<!\\)\|", row)) for row in rows}) == 1
+    ours = rows[3]
+    assert r"my\_vae\|50%" in ours
+    assert "**89.00 ± 1.41 (2)**" in ours
+    assert "94.00 (1)<sup>a</sup>" in rows[2]
+    assert "<sup>a</sup> split val, not test" in lines
+    text = table("--format", "latex")
+    body = text[text.index(r"\toprule") : text.index(r"\bottomrule")]
+    assert {len(re.findall(r"(?<!\\)&", line)) for line in body.splitlines() if line.endswith(r"\\")} == {5}
+    assert r"\begin{tabular}{llrrrr}" in text
+    ours = rows[3]
+    assert r"my\_vae|50\%" in text
+    assert r"\textbf{89.00 $\pm$ 1.41 (2)}" in text
+    assert r"$^{a}$ split val, not test" in text
+    assert text.count("{") == text.count("}")
+    assert body.isascii()
+
+
+def test_unknown_names_are_refused_with_what_there_is(folder, refusal, tmp_path):
+    folder.run("VAE", 88.0, config={"optimizer": {"lr": 0.1}})
+    assert "no run has the config key optimizer.lrr; did you mean optimizer or optimizer.lr?" in refusal(
+        "--rows", "optimizer.lrr"
+    )
+    assert "no run has the config key sead; did you mean seed" in refusal("--over", "sead")
+    assert "no run has the config key stepz" in refusal("--columns", "stepz")
+    assert "no run has the metric natz; did you mean nats? there are: nats" in refusal("--metric", "natz")
+    assert "no run has numbers of the split tset; there are: test" in refusal("--split", "tset")
+    assert "there is no file" in refusal("--published", str(tmp_path / "no.csv"))
+    (tmp_path / "bad.csv").write_text("a,b\n1,2\n")
+    assert "is no CSV with columns row,metric,value" in refusal("--published", str(tmp_path / "bad.csv"))
+
+
+def test_folders_without_a_finished_run_are_refused(folder, refusal, main, capsys):
+    assert "no run below" in refusal()
+    folder.run("VAE", None, status="failed", reason="out of memory")
+    assert "none of 1 runs is finished: not in the table: vae-digits" in refusal()
+    assert main(["/no/such/folder"]) == 1
+    assert "there is no folder /no/such/folder" in capsys.readouterr().err
+
+
+def test_tables_need_no_torch(folder):
+    folder.run("VAE", 88.0)
+    code = (
+        "import runpy, sys; sys.argv = sys.argv[1:]\n"
+        "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        "except SystemExit as end: assert end.code == 0\n"
+        "print(sorted({'torch', 'lightning', 'wandb', 'numpy', 'hydra'} & set(sys.modules)))"
+    )
+    told = subprocess.run(
+        [sys.executable, "-c", code, str(SCRIPT), str(folder.path)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "88.00" in told.stdout
+    assert told.stdout.splitlines()[-1] == "[]"

@@ -1,0 +1,127 @@
+"""A run is a folder: config, identity, metrics, checkpoints, samples, environment and results, all that it needs.
+
+It may be moved or renamed: nothing in it says where it is.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+DIGITS = 12  # of the identity, in the folder's name
+
+
+class Run:
+    """One run's folder and its parts.
+
+    ValueError where the folder belongs to another experiment: twelve digits may agree by chance, the whole is compared.
+    """
+
+    def __init__(self, folder: Path | str) -> None:
+        self.folder = Path(folder).expanduser()
+
+    config_path = property(lambda self: self.folder / "config.yaml")
+    results_path = property(lambda self: self.folder / "results.json")
+    metrics_path = property(lambda self: self.folder / "metrics.csv")
+    checkpoints = property(lambda self: self.folder / "checkpoints")
+    samples = property(lambda self: self.folder / "samples")
+
+    @classmethod
+    def open(cls, folder: Path | str) -> "Run":
+        """The run in an existing folder. FileNotFoundError names the runs that are near."""
+        run = cls(folder)
+        if not run.config_path.is_file():
+            here = sorted(str(path.parent) for path in run.folder.parent.glob("*/config.yaml"))[:8]
+            told = f"; runs here: {', '.join(here)}" if here else ""
+            raise FileNotFoundError(f"{run.folder} is no run's folder: it has no config.yaml{told}")
+        return run
+
+    def create(self, config: Mapping[str, Any], identity: str, environment: Mapping[str, Any]) -> None:
+        """Make the folder, prove it writable, and write down what the run is. OSError where it cannot be."""
+        try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            self.samples.mkdir(exist_ok=True)
+            probe = self.folder / f".probe-{os.getpid()}"
+            probe.write_bytes(b"\0" * 65536)
+            probe.unlink()
+        except OSError as error:
+            free = free_bytes(self.folder)
+            raise OSError(f"cannot write to {self.folder}: {error.strerror or error} ({free} free)") from None
+        known = self.identity
+        if known is not None and known != identity:
+            raise ValueError(f"{self.folder} belongs to another experiment ({known[:DIGITS]}), not {identity[:DIGITS]}")
+        write_json(self.folder / "identity.json", {"identity": identity})
+        write_yaml(self.config_path, config)
+        write_json(self.folder / "environment.json", environment)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The resolved config, plain."""
+        import yaml
+
+        return dict(yaml.safe_load(self.config_path.read_text()))
+
+    @property
+    def identity(self) -> str | None:
+        """The whole identity, 64 hex digits; None where the folder is empty."""
+        path = self.folder / "identity.json"
+        return str(json.loads(path.read_text())["identity"]) if path.is_file() else None
+
+    @property
+    def results(self) -> dict[str, Any]:
+        """results.json, {} where there is none yet."""
+        return dict(json.loads(self.results_path.read_text())) if self.results_path.is_file() else {}
+
+    def write_results(self, results: Mapping[str, Any]) -> None:
+        write_json(self.results_path, results)
+
+    @property
+    def finished(self) -> bool:
+        return bool(self.results.get("status") == "finished")
+
+
+def find(root: Path | str, identity: str) -> Run | None:
+    """The run of an identity anywhere below a folder, however its own folder is called."""
+    for path in sorted(Path(root).expanduser().glob("**/identity.json")):
+        if json.loads(path.read_text())["identity"] == identity:
+            return Run(path.parent)
+    return None
+
+
+def runs(root: Path | str) -> Iterator[Run]:
+    """Every run below a folder."""
+    for path in sorted(Path(root).expanduser().glob("**/identity.json")):
+        yield Run(path.parent)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a file whole or not at all."""
+    write(path, json.dumps(content, indent=1, ensure_ascii=False, default=str) + "\n")
+
+
+def write_yaml(path: Path, content: Mapping[str, Any]) -> None:
+    import yaml
+
+    write(path, yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True))
+
+
+def write(path: Path, text: str) -> None:
+    """Replace a file's content in one step: a crash leaves the old one."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with open(beside, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def free_bytes(folder: Path) -> str:
+    """The free space where a folder is or would be, in words."""
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    return f"{shutil.disk_usage(folder).free / 1e6:,.0f} MB"

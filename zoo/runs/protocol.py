@@ -1,0 +1,84 @@
+"""What has to agree before two numbers are ranked, and how a table tells where it doesn't."""
+
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from zoo.runs.gather import Result
+from zoo.runs.rows import MISSING, label, value
+
+
+class Cell(NamedTuple):
+    """A row's number: mean and unbiased standard deviation (None for one run) of `n` runs."""
+
+    mean: float
+    deviation: float | None
+    n: int
+    protocol: dict[str, Any]
+    best: bool = False
+    mark: str = ""  # the letter of its footnote
+
+
+def protocol(run: Result, number: Mapping[str, Any]) -> dict[str, Any]:
+    """All that has to agree before two numbers are ranked."""
+    told = {
+        "kind": number.get("kind"),
+        "split": number["split"],
+        "dataset": label(value(run, "dataset.name")),
+        "data": run.data.get(number["split"], "")[:12],
+        "count": number.get("count"),
+        "weights": number["weights"].get("which"),
+        "averaged": number["weights"].get("averaged"),
+    }
+    return told | number["protocol"]
+
+
+def same(told: Mapping[str, Any]) -> str:
+    """Equal for equal protocols."""
+    return json.dumps(told, sort_keys=True, default=str)
+
+
+def ranked(cells: Sequence[Cell | None], higher: bool) -> list[Cell | None]:
+    """Marks the best of each protocol that at least two rows have."""
+    peers: dict[str, list[float]] = {}
+    for cell in cells:
+        if cell and math.isfinite(cell.mean):
+            peers.setdefault(same(cell.protocol), []).append(cell.mean)
+    best = {how: (max if higher else min)(means) for how, means in peers.items() if len(means) > 1}
+    return [cell and cell._replace(best=cell.mean == best.get(same(cell.protocol))) for cell in cells]
+
+
+def marked(cells: list[Cell | None], hidden: set[str], footnotes: dict[str, str]) -> list[Cell | None]:
+    """Letters for numbers whose protocol is not that of most rows; `hidden` fields the row's labels tell."""
+    places = Counter(same(cell.protocol) for cell in cells if cell)
+    usual: dict[str, dict[str, Any]] = {}
+    for cell in cells:
+        if cell:
+            place = same({key: cell.protocol[key] for key in hidden})
+            if place not in usual or places[same(cell.protocol)] > places[same(usual[place])]:
+                usual[place] = cell.protocol
+    marked = []
+    for cell in cells:
+        text = cell and _difference(cell.protocol, usual[same({key: cell.protocol[key] for key in hidden})])
+        if cell and text:
+            cell = cell._replace(mark=footnotes.setdefault(text, _letter(len(footnotes))))
+        marked.append(cell)
+    return marked
+
+
+def _difference(told: Mapping[str, Any], usual: Mapping[str, Any]) -> str:
+    """How a protocol differs from the usual one, in words: "samples 100, not 5000"."""
+    parts = []
+    for key in dict.fromkeys((*told, *usual)):
+        mine, other = told.get(key, MISSING), usual.get(key, MISSING)
+        if mine != other:
+            here = f"no {key}" if mine is MISSING else f"{key} {mine}"
+            parts.append(here if other is MISSING else f"{here}, not {other}")
+    return "; ".join(parts)
+
+
+def _letter(n: int) -> str:
+    """a, b, ... z, aa, ab ..."""
+    return (_letter(n // 26 - 1) if n >= 26 else "") + chr(ord("a") + n % 26)
