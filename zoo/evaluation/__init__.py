@@ -1,0 +1,11 @@
+"""Measurements, each with its protocol. It knows contracts, never a model by name."""
+
+from zoo.evaluation.health import health as health
+from zoo.evaluation.likelihood import likelihood as likelihood
+from zoo.evaluation.likelihood import options_in_force as options_in_force
+from zoo.evaluation.samples import draw as draw
+from zoo.evaluation.samples import grid as grid
+from zoo.evaluation.samples import save as save
+from zoo.evaluation.samples import write_png as write_png
+
+__all__ = ["draw", "grid", "health", "likelihood", "options_in_force", "save", "write_png"]

@@ -1,0 +1,76 @@
+"""Samples of a model: drawn by a seed, kept as a picture, as text, and as numbers."""
+
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from zoo import chance
+from zoo.evaluation.likelihood import options_in_force
+from zoo.types import Sampler, can
+
+
+@torch.inference_mode()
+def draw(
+    model: Any, n: int, *, y: Tensor | None = None, options: Mapping[str, Any] | None = None, seed: int = 0, batch: int = 256
+) -> tuple[Tensor, dict[str, Any]]:
+    """n samples (n, *shape), with the options in force.
+
+    Drawn `batch` at a time, each keyed to the seed and its place. ValueError for a model that cannot sample, an
+    unknown option or n < 1.
+    """
+    if not can(model, Sampler):
+        raise ValueError(f"{type(model).__name__} cannot sample: it has no sample(n) (zoo/types.py, Sampler)")
+    if n < 1:
+        raise ValueError(f"n={n}: at least one sample must be drawn")
+    force = options_in_force(model.sample, options or {}, "sample")
+    parts = []
+    for start in range(0, n, batch):
+        chance.at(seed, "sample", start)
+        stop = min(start + batch, n)
+        parts.append(model.sample(stop - start, None if y is None else y[start:stop], **force))
+    return torch.cat(parts), force
+
+
+def save(
+    x: Tensor, facts: Mapping[str, Any], path: Path, decode: Callable[[Tensor], str] | None = None
+) -> tuple[Path, list[str] | Tensor]:
+    """Write samples as a PNG grid (images) or as text; returns the file, and the texts or the grid for loggers.
+
+    x       (n, C, H, W) integers below facts["levels"], or (n, T) tokens, or real numbers
+    path    without its ending
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if facts.get("kind") == "image":
+        picture = grid(x, facts["levels"])
+        write_png(picture, path.with_suffix(".png"))
+        return path.with_suffix(".png"), picture
+    texts = [decode(row) if decode else " ".join(str(v) for v in row.flatten().tolist()) for row in x.cpu()]
+    path.with_suffix(".txt").write_text("\n\n----\n\n".join(texts) + "\n", encoding="utf-8")
+    return path.with_suffix(".txt"), texts
+
+
+def grid(x: Tensor, levels: int | None, gap: int = 2) -> Tensor:
+    """Images side by side, as near to a square as their number allows: (n, C, H, W) -> uint8 (3, h, w)."""
+    n, C, H, W = x.shape
+    x = x.detach().cpu().float()
+    x = x / (levels - 1) if levels else (x + 1) / 2
+    columns = math.ceil(math.sqrt(n))
+    rows = math.ceil(n / columns)
+    sheet = torch.ones(3, rows * (H + gap) + gap, columns * (W + gap) + gap)
+    for i, image in enumerate(x.clamp(0, 1)):
+        top, left = gap + (i // columns) * (H + gap), gap + (i % columns) * (W + gap)
+        sheet[:, top : top + H, left : left + W] = image if C == 3 else image[:1]
+    return (sheet * 255).round().to(torch.uint8)
+
+
+def write_png(picture: Tensor, path: Path, least: int = 512) -> None:
+    """uint8 (3, h, w) as a PNG, each pixel enlarged so that the picture is at least `least` wide."""
+    from PIL import Image
+
+    zoom = max(1, round(least / picture.shape[-1]))
+    image = Image.fromarray(picture.permute(1, 2, 0).numpy())
+    image.resize((image.width * zoom, image.height * zoom), Image.Resampling.NEAREST).save(path)

@@ -1,0 +1,32 @@
+"""From a config's dataset to loaders held to its facts."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from zoo.config import build
+from zoo.training.loaders import Loaders
+
+FACTS = ("name", "kind", "shape", "levels", "classes", "unit", "sizes")
+
+
+def loaders(config: Mapping[str, Any], *, stored: bool = False, allow: Sequence[str] = ()) -> Loaders:
+    """The loaders of a whole resolved training config."""
+    dataset = config["dataset"]
+    return Loaders(
+        build(dataset["source"], "dataset.source", stored=stored, allow=allow),
+        {name: dataset.get(name) for name in FACTS},
+        batch_size=config["batch_size"],
+        seed=config["seed"],
+        num_workers=config["num_workers"],
+        accumulate=config["trainer"]["accumulate_grad_batches"],
+        data_device=config["data_device"],
+    )
+
+
+def moved(root: str | None, dataset: dict[str, Any], data_dir: str, before: str) -> None:
+    """Point a stored dataset to where the data are on this machine: roots below the old data_dir move along."""
+    source = dataset["source"]
+    if root is not None:
+        source["root"] = root
+    elif isinstance(source.get("root"), str) and source["root"].startswith(before):
+        source["root"] = data_dir + source["root"][len(before) :]

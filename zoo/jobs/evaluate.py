@@ -1,0 +1,108 @@
+"""Measure a trained model and write the numbers into its run's folder, each with its protocol."""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from zoo.evaluation import draw, health, likelihood, save
+from zoo.runs import Run, version
+from zoo.training.loaders import Loaders
+from zoo.types import Density, Measured, Sampler, can
+
+
+def measure(
+    model: nn.Module,
+    loaders: Loaders,
+    *,
+    splits: Sequence[str],
+    log_prob: Mapping[str, Any],
+    weights: Mapping[str, Any],
+    seed: int = 0,
+    batch_size: int | None = None,
+) -> list[dict[str, Any]]:
+    """All that a model's contracts offer, over those of the splits that there are, the test split first.
+
+    weights     which weights these are (which, averaged, step): it stands in every number
+    Raises ValueError for options that the model's log_prob has not, and for splits of which there is none.
+    """
+    known = ("test", "val", "train")
+    if unknown := sorted(set(splits) - set(known)):
+        raise ValueError(f"splits={unknown[0]}: there are {', '.join(known)}")
+    there = [split for split in known if split in splits and loaders.has(split)]
+    if not there:
+        raise ValueError(f"{loaders.facts['name']} has none of the splits {', '.join(splits)}")
+    device = next(model.parameters()).device
+    stamp = {"weights": dict(weights), "version": version(), "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+    numbers: list[dict[str, Any]] = []
+    for split in there:
+        dataset = loaders.dataset(split)
+        protocol = {**getattr(dataset, "protocol", {}), **getattr(model, "protocol", {})}
+        common: dict[str, Any] = {"split": split, "protocol": protocol, "seed": seed}
+        if can(model, Density):
+            counts = getattr(dataset, "counts", None)
+            batches = on(device, loaders.loader(split, batch_size or loaders.batch_size))
+            numbers += likelihood(model, batches, facts=loaders.facts, options=log_prob, counts=counts, **common)
+        if can(model, Measured):
+            batches = on(device, loaders.loader(split, batch_size or loaders.batch_size))
+            numbers += health(model, batches, **common)
+    return [{**number, **stamp} for number in numbers]
+
+
+def on(device: torch.device, batches: Any) -> Iterator[dict[str, Tensor]]:
+    """Batches, moved to a device one after the other."""
+    for batch in batches:
+        yield {name: value.to(device) for name, value in batch.items()}
+
+
+def add(run: Run, numbers: Sequence[Mapping[str, Any]]) -> None:
+    """Write numbers into results.json: one of the same name, split, protocol and weights is replaced."""
+
+    def same(number: Mapping[str, Any]) -> tuple[str, ...]:
+        return tuple(str(number.get(key)) for key in ("name", "split", "protocol", "weights"))
+
+    results = run.results
+    new = {same(number) for number in numbers}
+    kept = [number for number in results.get("numbers", []) if same(number) not in new]
+    results["numbers"] = [*kept, *numbers]
+    run.write_results(results)
+
+
+def sample(
+    model: nn.Module,
+    loaders: Loaders,
+    run: Run,
+    name: str,
+    *,
+    n: int,
+    options: Mapping[str, Any],
+    seed: int = 0,
+    y: Tensor | None = None,
+    loggers: Sequence[Any] = (),
+    step: int = 0,
+) -> str | None:
+    """Draw n samples into the run's folder, as a picture or as text; returns the file's path, None if it cannot."""
+    if n == 0 or not can(model, Sampler):
+        return None
+    x, _ = draw(model, n, y=y, options=options, seed=seed)
+    split = next(split for split in ("train", "val", "test") if loaders.has(split))
+    path, shown = save(x, loaders.facts, run.samples / name, getattr(loaders.dataset(split), "decode", None))
+    for logger in loggers:
+        if hasattr(logger, "samples"):
+            logger.samples(step, shown[None] if isinstance(shown, Tensor) else shown)
+    return str(path)
+
+
+def told(numbers: Sequence[Mapping[str, Any]]) -> str:
+    """Numbers in lines: name, value, standard error, kind, split, and what of the protocol sets it apart."""
+    lines = []
+    for number in numbers:
+        sign = "≤ " if number["kind"] == "lower bound" and number["name"] != "accuracy" else ""
+        error = f" ± {number['stderr']:.2g}" if number.get("stderr") is not None else ""
+        protocol = {k: v for k, v in number["protocol"].items() if k != "method" and v is not None}
+        about = ", ".join(f"{k}={v}" for k, v in protocol.items())
+        value = f"{sign}{number['value']:.4f}{error} {number['unit']}".rstrip()
+        lines.append(f"  {number['split']:5} {number['name']:16} {value}  ({number['kind']}{', ' + about if about else ''})")
+    return "\n".join(lines)
