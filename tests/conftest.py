@@ -20,7 +20,24 @@ def one_thread():
     torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def cache(tmp_path_factory):
+    os.environ["ZOO_CACHE_DIR"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="session")
 def data_dir():
     """The folder of real data. Tests that need a file of it skip with its name where it is absent."""
     return Path(os.environ.get("ZOO_DATA_DIR", ROOT / "data"))
+
+
+def composed(config_name: str, *words: str):
+    """The config that a command line of these words composes."""
+    from hydra import compose, initialize_config_dir
+
+    from zoo.config import resolvers, schema
+
+    schema.register()
+    resolvers.register()
+    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        return compose(config_name, overrides=list(words))

@@ -12,7 +12,9 @@ from zoo.runs import Run
 from zoo.training import checkpoint_files as files
 
 
-def load(run: str | Path, *, weights: str = "best", device: str = "cpu", allow: Sequence[str] = ()) -> nn.Module:
+def load(
+    run: str | Path, *, weights: str = "best", device: str | torch.device = "cpu", allow: Sequence[str] = ()
+) -> nn.Module:
     """A run's model in evaluation mode, its weights loaded.
 
         model = zoo.load("runs/vae-digits-3f2a...")

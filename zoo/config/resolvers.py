@@ -24,9 +24,15 @@ def python_version() -> str:
     return "{}.{}".format(*sys.version_info)
 
 
+def minus(whole: int, part: int) -> int:
+    """`${minus:60000,${dataset.source.holdout}}`: what is left to train on."""
+    return whole - part
+
+
 def register() -> None:
     """Make the resolvers known to OmegaConf; again is harmless."""
     from omegaconf import OmegaConf
 
     OmegaConf.register_new_resolver("vocabulary_size", vocabulary_size, replace=True)
     OmegaConf.register_new_resolver("python_version", python_version, replace=True)
+    OmegaConf.register_new_resolver("minus", minus, replace=True)

@@ -52,8 +52,26 @@ class Evaluate:
     log_prob: dict[str, Any] = field(default_factory=dict)
     sample: dict[str, Any] = field(default_factory=dict)
     n: int = 64
-    out: str | None = None
     logger: Any = None
+    debug: Any = None
+
+
+@dataclass
+class Sample:
+    """The keys of configs/sample.yaml; what they mean is said there."""
+
+    run: str = "???"
+    weights: str = "best"
+    n: int = 64
+    y: int | None = None
+    prompt: str | None = None
+    seed: int = 0
+    name: str | None = None
+    data_dir: str = "data"
+    device: str = "auto"
+    threads: int | None = None
+    allow: list[str] = field(default_factory=list)
+    sample: dict[str, Any] = field(default_factory=dict)
     debug: Any = None
 
 
@@ -64,6 +82,7 @@ def register() -> None:
     store = ConfigStore.instance()
     store.store(name="train_schema", node=typed(Train))
     store.store(name="evaluate_schema", node=typed(Evaluate))
+    store.store(name="sample_schema", node=typed(Sample))
 
 
 def typed(schema: type) -> Any:

@@ -7,7 +7,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from zoo.config.explain import leaves
-from zoo.jobs.data import moved
+from zoo.jobs.data import relocated
 from zoo.runs import Run, execution
 
 
@@ -33,17 +33,15 @@ def resumed(config: dict[str, Any], overrides: list[str]) -> tuple[dict[str, Any
     """
     run = Run.open(config["resume"])
     stored = run.config
-    before = stored["data_dir"]
     for key in sorted(overridden(overrides)):
         for name in [key, *(name for name, _ in leaves(select(config, key), key))]:
             new, old = select(config, name), select(stored, name)
-            if isinstance(new, dict) or new == old or name in ("resume", "debug"):
+            if isinstance(new, dict) or new == old or name == "data_dir":
                 continue
             if not execution(name):
                 raise ValueError(f"{name}={new}: the run has {old}, and another value is another run; init={run.folder} starts one")
             update(stored, name, new)
-    moved(None, stored["dataset"], stored["data_dir"], before)
-    return stored, run.folder
+    return relocated(stored, config["data_dir"]), run.folder
 
 
 def overridden(overrides: list[str]) -> Iterator[str]:

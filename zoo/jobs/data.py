@@ -23,10 +23,10 @@ def loaders(config: Mapping[str, Any], *, stored: bool = False, allow: Sequence[
     )
 
 
-def moved(root: str | None, dataset: dict[str, Any], data_dir: str, before: str) -> None:
-    """Point a stored dataset to where the data are on this machine: roots below the old data_dir move along."""
-    source = dataset["source"]
-    if root is not None:
-        source["root"] = root
-    elif isinstance(source.get("root"), str) and source["root"].startswith(before):
+def relocated(config: dict[str, Any], data_dir: str) -> dict[str, Any]:
+    """A stored config whose data lie under another data_dir than where it was trained."""
+    source, before = config["dataset"]["source"], config["data_dir"]
+    if isinstance(source.get("root"), str) and source["root"].startswith(before):
         source["root"] = data_dir + source["root"][len(before) :]
+    config["data_dir"] = data_dir
+    return config

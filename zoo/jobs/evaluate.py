@@ -2,15 +2,36 @@
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from zoo.config import build
 from zoo.evaluation import draw, health, likelihood, save
+from zoo.jobs import data as jobs_data
+from zoo.loading import device_of, load
 from zoo.runs import Run, version
 from zoo.training.loaders import Loaders
 from zoo.types import Density, Measured, Sampler, can
+
+
+def opened(asked: Mapping[str, Any]) -> tuple[Run, dict[str, Any], nn.Module, Loaders, dict[str, Any]]:
+    """The run that a command asks for: itself, its config, model and loaders, and which weights the model has."""
+    if asked["threads"]:
+        torch.set_num_threads(asked["threads"])
+    run = Run.open(asked["run"])
+    config = jobs_data.relocated(run.config, asked["data_dir"])
+    model, weights = load(run.folder, weights=asked["weights"], device=device_of(asked["device"]), allow=asked["allow"])
+    return run, config, model, jobs_data.loaders(config, stored=True, allow=asked["allow"]), weights
+
+
+def loggers(nodes: Mapping[str, Any] | None, run: Run, config: dict[str, Any], job_type: str = "train") -> list[Any]:
+    """The loggers that a config names, besides the run's own folder; whoever asked for them finishes them."""
+    group = Path(config["runs"]).name
+    about = {"name": run.folder.name, "config": config, "group": group, "job_type": job_type}
+    return [build(node, f"logger.{name}")(run.folder, run.identity, **about) for name, node in (nodes or {}).items()]
 
 
 def measure(
@@ -82,7 +103,7 @@ def sample(
     y: Tensor | None = None,
     loggers: Sequence[Any] = (),
     step: int = 0,
-) -> str | None:
+) -> Path | None:
     """Draw n samples into the run's folder, as a picture or as text; returns the file's path, None if it cannot."""
     if n == 0 or not can(model, Sampler):
         return None
@@ -92,7 +113,15 @@ def sample(
     for logger in loggers:
         if hasattr(logger, "samples"):
             logger.samples(step, shown[None] if isinstance(shown, Tensor) else shown)
-    return str(path)
+    return path
+
+
+def prompt(loaders: Loaders, text: str, n: int) -> Tensor:
+    """A text's tokens, (n, P): what n samples begin with. ValueError for data that are no text."""
+    encode = getattr(loaders.dataset("train"), "encode", None)
+    if encode is None:
+        raise ValueError(f"prompt={text!r}: {loaders.facts['name']} is no text")
+    return encode(text).expand(n, -1)
 
 
 def told(numbers: Sequence[Mapping[str, Any]]) -> str:

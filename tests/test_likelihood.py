@@ -1,0 +1,176 @@
+"""Likelihoods of images of integers: they are probabilities, and their samples follow them."""
+
+from itertools import product
+
+import pytest
+import torch
+
+from zoo.nn import Bernoulli, Categorical, DiscretizedLogisticMixture
+from zoo.nn.likelihood import Likelihood, likelihood_for
+
+
+def parameters_of(likelihood: Likelihood, shape: tuple[int, int, int], *lead: int, spread: float = 1.0):
+    return spread * torch.randn(*lead, likelihood.features(shape), *shape[1:], dtype=torch.float64)
+
+
+def every_pixel(channels: int, levels: int) -> torch.Tensor:
+    """All pixels there are: (levels^C, C, 1, 1)."""
+    return torch.tensor(list(product(range(levels), repeat=channels))).reshape(-1, channels, 1, 1)
+
+
+SUBJECTS = [
+    pytest.param(Bernoulli(2), 2, 1, id="bernoulli"),
+    pytest.param(Bernoulli(2), 2, 3, id="bernoulli-rgb"),
+    pytest.param(Categorical(17), 17, 1, id="categorical-17"),
+    pytest.param(Categorical(4), 4, 3, id="categorical-rgb"),
+    *(
+        pytest.param(DiscretizedLogisticMixture(v, components=5), v, C, id=f"mixture-{v}-{C}")
+        for v, C in [(2, 1), (3, 1), (17, 1), (256, 1), (1024, 1), (16, 2), (7, 3), (12, 3), (3, 4)]
+    ),
+]
+
+
+@pytest.mark.parametrize("spread", [0.3, 3.0, 30.0])
+@pytest.mark.parametrize(("likelihood", "levels", "channels"), SUBJECTS)
+def test_probabilities_of_all_pixels_sum_to_one(likelihood, levels, channels, spread):
+    torch.manual_seed(0)
+    parameters = parameters_of(likelihood, (channels, 1, 1), 1, spread=spread)
+    total = likelihood.log_prob(parameters, every_pixel(channels, levels)).logsumexp(0)
+    assert total.abs() < 1e-10
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "levels", "channels"),
+    [
+        pytest.param(Bernoulli(2), 2, 1, id="bernoulli"),
+        pytest.param(Categorical(5), 5, 1, id="categorical"),
+        pytest.param(DiscretizedLogisticMixture(17, components=3), 17, 1, id="mixture-grey"),
+        pytest.param(DiscretizedLogisticMixture(3, components=3), 3, 3, id="mixture-rgb"),
+    ],
+)
+def test_samples_follow_the_probabilities(likelihood, levels, channels):
+    torch.manual_seed(1)
+    n = 40_000
+    parameters = parameters_of(likelihood, (channels, 1, 1), 1)
+    pixels = every_pixel(channels, levels)
+    p = likelihood.log_prob(parameters, pixels).exp()
+    draws = likelihood.sample(parameters.expand(n, -1, -1, -1)).long().flatten(1)
+    index = (draws * torch.tensor([levels ** (channels - 1 - c) for c in range(channels)])).sum(1)
+    share = torch.bincount(index, minlength=len(p)) / n
+    deviation = (share - p) / (p * (1 - p) / n).sqrt().clamp(min=1e-9)
+    assert deviation[p > 1e-3].abs().max() < 4.5
+    assert share[p <= 1e-3].sum() < 0.03
+
+
+@pytest.mark.parametrize(("likelihood", "levels", "channels"), SUBJECTS)
+def test_samples_and_modes_are_integers_of_the_data(likelihood, levels, channels):
+    torch.manual_seed(2)
+    shape = (channels, 3, 2)
+    parameters = parameters_of(likelihood, shape, 4, spread=5.0)
+    for x in (likelihood.sample(parameters), likelihood.mode(parameters)):
+        assert x.shape == (4, *shape)
+        assert x.dtype == (torch.uint8 if levels <= 256 else torch.int64)
+        assert 0 <= int(x.min()) <= int(x.max()) < levels
+
+
+@pytest.mark.parametrize(("likelihood", "levels"), [(Bernoulli(2), 2), (Categorical(6), 6)])
+def test_the_mode_is_the_most_probable_image(likelihood, levels):
+    torch.manual_seed(3)
+    parameters = parameters_of(likelihood, (1, 1, 1), 1)
+    best = likelihood.log_prob(parameters, every_pixel(1, levels)).argmax()
+    assert likelihood.mode(parameters).item() == best
+
+
+def test_the_mode_of_a_narrow_mixture_is_the_most_probable_pixel():
+    torch.manual_seed(4)
+    likelihood, pixels = DiscretizedLogisticMixture(9, components=1), every_pixel(3, 9)
+    for _ in range(5):
+        parameters = 0.7 * parameters_of(likelihood, (3, 1, 1), 1)
+        parameters[:, 4:7] = -20.0  # the log scales of the three channels, which the floor catches
+        best = pixels[likelihood.log_prob(parameters, pixels).argmax()]
+        assert torch.equal(likelihood.mode(parameters)[0].long(), best)
+
+
+@pytest.mark.parametrize(("likelihood", "levels", "channels"), SUBJECTS)
+def test_one_image_is_scored_under_many_parameters_as_one_by_one(likelihood, levels, channels):
+    torch.manual_seed(5)
+    shape = (channels, 2, 3)
+    parameters = parameters_of(likelihood, shape, 4, 2)
+    x = torch.randint(levels, (2, *shape))
+    alone = [[likelihood.log_prob(parameters[k, b], x[b]) for b in range(2)] for k in range(4)]
+    torch.testing.assert_close(likelihood.log_prob(parameters, x), torch.tensor(alone, dtype=torch.float64))
+
+
+def test_the_mixture_is_the_formula_of_the_paper():
+    torch.manual_seed(6)
+    K, levels = 2, 256
+    parameters = parameters_of(likelihood := DiscretizedLogisticMixture(levels, components=K), (3, 1, 1))
+    x = torch.tensor([17, 200, 255]).reshape(3, 1, 1)
+    v = 2 * x.flatten().double() / 255 - 1
+    p = torch.zeros((), dtype=torch.float64)
+    each = parameters.reshape(K, 10)
+    for weight, (_, m0, m1, m2, s0, s1, s2, a10, a20, a21) in zip(each[:, 0].softmax(0), each):
+        means = m0, m1 + a10.tanh() * v[0], m2 + a20.tanh() * v[0] + a21.tanh() * v[1]
+        mass = weight
+        for c, (mean, log_scale) in enumerate(zip(means, (s0, s1, s2))):
+            above = ((v[c] - mean + 1 / 255) / log_scale.exp()).sigmoid() if x[c] < 255 else 1.0
+            below = ((v[c] - mean - 1 / 255) / log_scale.exp()).sigmoid() if x[c] > 0 else 0.0
+            mass = mass * (above - below)
+        p = p + mass
+    torch.testing.assert_close(likelihood.log_prob(parameters, x), p.log())
+
+
+@pytest.mark.parametrize("size", [50.0, 1e4])
+@pytest.mark.parametrize("likelihood", [Bernoulli(2), Categorical(4), DiscretizedLogisticMixture(256)])
+def test_extreme_parameters_give_finite_numbers_and_gradients(likelihood, size):
+    torch.manual_seed(7)
+    parameters = (size * torch.randn(8, likelihood.features((3, 4, 4)), 4, 4)).requires_grad_()
+    value = likelihood.log_prob(parameters, torch.randint(2, (8, 3, 4, 4)))
+    (gradient,) = torch.autograd.grad(value.sum(), parameters)
+    assert value.isfinite().all()
+    assert gradient.isfinite().all()
+
+
+def test_half_precision_parameters_are_summed_in_float32():
+    torch.manual_seed(8)
+    parameters = torch.randn(2, 1, 28, 28).bfloat16()
+    x = torch.randint(2, (2, 1, 28, 28), dtype=torch.uint8)
+    value = Bernoulli(2).log_prob(parameters, x)
+    assert value.dtype == torch.float32
+    torch.testing.assert_close(value, Bernoulli(2).log_prob(parameters.float(), x))
+
+
+def test_the_usual_likelihood_goes_by_levels():
+    assert isinstance(likelihood_for(2), Bernoulli)
+    assert isinstance(likelihood_for(17), Categorical)
+    assert isinstance(likelihood_for(256), DiscretizedLogisticMixture)
+
+
+def test_a_bernoulli_of_grey_values_is_refused():
+    with pytest.raises(ValueError, match="2 levels, not 256"):
+        Bernoulli(256)
+
+
+def test_the_bias_gives_back_the_mean():
+    mean = torch.tensor([0.0, 0.25, 1.0])
+    torch.testing.assert_close(Bernoulli(2).bias(mean).sigmoid(), torch.tensor([0.001, 0.25, 0.999]))
+
+
+def test_the_scale_of_a_mixture_has_the_floor_of_the_paper():
+    torch.manual_seed(9)
+    likelihood, x = DiscretizedLogisticMixture(256, components=1), every_pixel(1, 256)
+    parameters = parameters_of(likelihood, (1, 1, 1), 1, spread=0.1)
+    values = []
+    for log_scale in (-50.0, -7.0, -6.9):
+        parameters[:, 2] = log_scale
+        values.append(likelihood.log_prob(parameters, x))
+    torch.testing.assert_close(values[0], values[1], rtol=0, atol=0)
+    assert (values[1] - values[2]).abs().max() > 1
+
+
+def test_the_tails_of_a_mixture_are_as_exact_as_its_middle():
+    torch.manual_seed(10)
+    likelihood, x = DiscretizedLogisticMixture(256), torch.randint(256, (64, 3, 4, 4))
+    parameters = parameters_of(likelihood, (3, 4, 4), 64, spread=3.0)
+    exact = likelihood.log_prob(parameters, x)
+    torch.testing.assert_close(likelihood.log_prob(parameters.float(), x), exact.float(), rtol=1e-6, atol=0)

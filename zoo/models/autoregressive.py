@@ -1,0 +1,213 @@
+"""Autoregressive models: p(x) = prod_t p(x_t | x_1 ... x_{t-1}), by one network for all t.
+
+x is data, tokens are x as a sequence (B, T), T the number of elements of one example, V = levels; y (B,) are
+classes.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from zoo.nn.attention import Attention
+from zoo.nn.backbone import Backbone
+from zoo.nn.feedforward import FeedForward
+from zoo.nn.likelihood import whole
+from zoo.types import PAD, Kind, Unfit, scored
+
+
+class Autoregressive(nn.Module):
+    """A causal backbone that predicts each token from those before it: a GPT, over any integer data.
+
+    loss = -sum_t log softmax(head(h_t))[x_t], h = backbone(start, x_1 ... x_{T-1}). Images are read by row,
+    column and channel. PAD marks what is not there: at the end of a text it is neither counted nor seen.
+    Radford et al. 2019.
+
+    classes     how many there are in y, if any
+    conditional whether to start from the embedding of y, and so model p(x | y), and not from one that is
+    learned for all
+    dim, depth, mixer, position, mlp, norm, dropout   as zoo.nn.Backbone has them
+    tie         one matrix for the embedding of tokens and for the head (Press & Wolf 2017)
+
+    Raises Unfit for real-valued data; ValueError for conditional=True without classes.
+    """
+
+    kind: ClassVar[Kind] = "exact"
+
+    def __init__(
+        self,
+        *,
+        shape: Sequence[int],
+        levels: int | None,
+        classes: int | None = None,
+        conditional: bool = False,
+        dim: int = 768,
+        depth: int = 12,
+        mixer: Callable[..., Any] | Sequence[Callable[..., Any]] = Attention,
+        position: Callable[..., Any] | None = None,
+        mlp: Callable[..., Any] | None = FeedForward,
+        norm: Callable[..., Any] = nn.LayerNorm,
+        dropout: float = 0.0,
+        tie: bool = False,
+    ) -> None:
+        super().__init__()
+        if levels is None:
+            raise Unfit(
+                "a model of tokens needs integers below some number of levels, and this data is real-valued; "
+                "try a dataset with levels",
+                lambda space: space.levels is not None,
+            )
+        if conditional and not classes:
+            raise ValueError(
+                "conditional=true needs labels, and this dataset has no classes; try conditional=false"
+            )
+        self.shape, self.levels, self.conditional = tuple(shape), levels, conditional
+        self.length = math.prod(shape)
+        self.protocol = {"order": "row, column, channel"} if len(shape) == 3 else {}
+        self.start = nn.Embedding(classes if conditional and classes else 1, dim)
+        self.embed = nn.Embedding(levels, dim)
+        self.backbone = Backbone(dim, depth, mixer, position=position, mlp=mlp, norm=norm, dropout=dropout)
+        self.head = nn.Linear(dim, levels, bias=False)
+        for weight in (self.start.weight, self.embed.weight, self.head.weight):
+            nn.init.normal_(weight, std=0.02)
+        if tie:
+            self.head.weight = self.embed.weight
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """What gradient checkpointing may recompute."""
+        return self.backbone.blocks
+
+    def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        """Logits of every token, given those before it.  x (B, *shape) -> (B, T, V)"""
+        return self.logits(self.tokens(x), y)
+
+    def logits(self, tokens: Tensor, y: Tensor | None = None) -> Tensor:
+        return self.head(self.backbone(self.inputs(tokens[:, :-1], y)))
+
+    def loss(self, x: Tensor, y: Tensor | None = None) -> dict[str, Tensor]:
+        """loss: nats per scored token; nats: per example."""
+        tokens = self.tokens(x)
+        logits = self.logits(tokens, y)
+        nats = F.cross_entropy(logits.flatten(0, 1), tokens.flatten(), ignore_index=PAD, reduction="sum")
+        return {"loss": nats / scored(tokens).sum().clamp(min=1), "nats": nats / len(x)}
+
+    def log_prob(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        """log p(x), or log p(x | y), in nats, (B,)."""
+        tokens = self.tokens(x)
+        logits = self.logits(tokens, y)
+        logits = logits.to(
+            torch.promote_types(logits.dtype, torch.float32)
+        )  # sums of thousands of terms need the bits
+        nats = F.cross_entropy(logits.flatten(0, 1), tokens.flatten(), ignore_index=PAD, reduction="none")
+        return -nats.view_as(tokens).sum(1)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        n: int,
+        y: Tensor | None = None,
+        *,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        prompt: Tensor | None = None,
+    ) -> Tensor:
+        """n examples, (n, *shape), drawn token by token.
+
+        y               (n,) classes; where they are missing and needed, drawn evenly
+        temperature     logits are divided by it; 0 takes the most probable token
+        top_k, top_p    draw only among the k most probable tokens, the fewest that have probability p
+                        together
+        prompt          (n, P) first tokens, which are kept; shorter ones end in PAD
+
+        Raises ValueError if prompts are not n, or longer than an example, or have PAD before their end, and
+        for a temperature below 0, top_k below 1 or top_p outside of (0, 1].
+        """
+        if temperature < 0 or (top_k is not None and top_k < 1) or (top_p is not None and not 0 < top_p <= 1):
+            raise ValueError(
+                f"temperature={temperature}, top_k={top_k}, top_p={top_p} leave nothing to draw from; "
+                "temperature is at least 0, top_k at least 1, top_p in (0, 1]"
+            )
+        device = self.embed.weight.device
+        prompt = (
+            torch.empty(n, 0, dtype=torch.long, device=device) if prompt is None else prompt.to(device).long()
+        )
+        here = scored(prompt)
+        lengths = here.sum(1)
+        if len(prompt) != n or prompt.shape[1] > self.length or (here[:, 1:] & ~here[:, :-1]).any():
+            raise ValueError(
+                f"a prompt of shape {tuple(prompt.shape)} does not start {n} examples of {self.length} "
+                f"tokens; it takes ({n}, P) tokens, P at most {self.length}, with PAD only after the last"
+            )
+        if y is None and self.conditional:
+            y = torch.randint(self.start.num_embeddings, (n,), device=device)
+        P, rows = prompt.shape[1], torch.arange(n, device=device)
+        ragged = not bool(here.all())
+        shortest = int(lengths.min()) if ragged else P
+        tokens = F.pad(
+            prompt, (0, self.length - shortest)
+        )  # longer prompts draw as many tokens, past their end
+        h, state = self.backbone.prefill(self.inputs(prompt, y), lengths + 1 if ragged else None)
+        h = h[rows, lengths]
+        for i in range(self.length - shortest):
+            if i > 0:
+                h, state = self.backbone.step(self.embed(tokens[rows, lengths + i - 1]), state)
+            tokens[rows, lengths + i] = draw(self.head(h), temperature=temperature, top_k=top_k, top_p=top_p)
+        return self.untokens(tokens[:, : self.length])
+
+    def statistics(self, x: Tensor, y: Tensor | None = None) -> dict[str, Tensor]:
+        """How many tokens there are to predict, and how many of them were the most probable ones."""
+        tokens = self.tokens(x)
+        right = self.logits(tokens, y).argmax(-1) == tokens  # never at PAD, which is no level
+        return {"right": right.sum(), "tokens": scored(tokens).sum()}
+
+    def summarize(self, sums: dict[str, Tensor]) -> dict[str, float]:
+        """accuracy: how often the most probable token was the right one."""
+        return {"accuracy": float(sums["right"]) / max(float(sums["tokens"]), 1.0)}
+
+    def inputs(self, tokens: Tensor, y: Tensor | None) -> Tensor:
+        """The start and the tokens, embedded.  (B, T), (B,) -> (B, 1 + T, D)"""
+        if self.conditional and y is None:
+            raise ValueError("a model with conditional=true needs y, the labels of x")
+        label = y.long() if self.conditional else tokens.new_zeros(len(tokens))
+        # what stands in for PAD is not seen by any token that counts
+        return torch.cat([self.start(label).unsqueeze(1), self.embed(tokens.clamp(min=0))], 1)
+
+    def tokens(self, x: Tensor) -> Tensor:
+        """x (B, *shape) -> (B, T): images by row, column, channel."""
+        return (x.movedim(1, -1) if len(self.shape) == 3 else x).flatten(1).long()
+
+    def untokens(self, tokens: Tensor) -> Tensor:
+        """tokens undone.  (B, T) -> (B, *shape)"""
+        if len(self.shape) != 3:
+            return tokens.unflatten(1, self.shape)
+        C, H, W = self.shape
+        return whole(tokens.unflatten(1, (H, W, C)).movedim(-1, 1), self.levels)
+
+
+def draw(logits: Tensor, *, temperature: float, top_k: int | None, top_p: float | None) -> Tensor:
+    """One token from each row.  (B, V) -> (B,)"""
+    if temperature == 0:
+        return logits.argmax(-1)
+    logits = restricted(logits.float() / temperature, top_k=top_k, top_p=top_p)
+    return torch.multinomial(logits.softmax(-1), 1).squeeze(1)
+
+
+def restricted(logits: Tensor, *, top_k: int | None, top_p: float | None) -> Tensor:
+    """Logits with -inf at what may not be drawn: k tokens stay, then the fewest that sum to p.
+
+    Fan et al. 2018 (top k), Holtzman et al. 2020 (top p, the nucleus).
+    """
+    if top_k is not None and top_k < logits.shape[-1]:
+        least = logits.topk(top_k, -1).values[..., -1:]
+        logits = logits.masked_fill(logits < least, -math.inf)
+    if top_p is not None and top_p < 1:
+        p, order = logits.softmax(-1).sort(-1, descending=True)
+        before = p.cumsum(-1) - p  # the first token stays, whatever its probability
+        out = torch.zeros_like(before, dtype=torch.bool).scatter(-1, order, before >= top_p)
+        logits = logits.masked_fill(out, -math.inf)
+    return logits

@@ -1,0 +1,194 @@
+"""Softmax attention, with a key-value cache.
+
+B examples, T tokens, D features; H query heads of d = D / H features; S keys. t_q and t_k are positions of
+queries and keys.
+"""
+
+import math
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from zoo.nn.feedforward import gpt2_init
+from zoo.nn.position import NoPosition, Position, Rotary
+
+
+class Attention(nn.Module):
+    """Every token looks at all others (causal: at those before and itself) and takes a mean of what they offer.
+
+    x (B, T, D) -> (B, T, D):  softmax(q k' / sqrt(d) + what `position` adds) v, for each head. Vaswani et al.
+    2017, section 3.2.
+
+    kv_heads    heads of keys and values, each shared by heads / kv_heads neighbouring query heads (Ainslie et
+                al. 2023); None is as many as queries, 1 is multi-query attention
+    position    an encoding (zoo.nn.Position), or None for none
+    dropout     probability that a weight is dropped while training
+    qk_norm     RMS norm of each head's queries and keys, before they are rotated (Henry et al. 2020)
+    bias        whether the linear maps have biases
+
+    Raises ValueError if dim is no multiple of heads, or heads none of kv_heads.
+    """
+
+    honours: ClassVar[frozenset[str]] = frozenset({"embed", "rotate", "bias", "scores", "values"})
+    ordered: ClassVar[bool] = False
+    own = Rotary
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int = 8,
+        *,
+        kv_heads: int | None = None,
+        causal: bool = True,
+        position: Position | None = None,
+        dropout: float = 0.0,
+        qk_norm: bool = False,
+        bias: bool = True,
+    ) -> None:
+        super().__init__()
+        kv_heads = kv_heads or heads
+        if dim % heads:
+            raise ValueError(
+                f"dim={dim} cannot be split over heads={heads}; try heads={nearest_divisor(dim, heads)}"
+            )
+        if heads % kv_heads:
+            raise ValueError(
+                f"heads={heads} cannot share kv_heads={kv_heads}; "
+                f"try kv_heads={nearest_divisor(heads, kv_heads)}"
+            )
+        self.heads, self.kv_heads, self.causal, self.dropout = heads, kv_heads, causal, dropout
+        self.position = NoPosition(dim, heads) if position is None else position
+        self.qkv = nn.Linear(dim, dim // heads * (heads + 2 * kv_heads), bias=bias)
+        self.out = nn.Linear(dim, dim, bias=bias)
+        self.q_norm = nn.RMSNorm(dim // heads) if qk_norm else nn.Identity()
+        self.k_norm = nn.RMSNorm(dim // heads) if qk_norm else nn.Identity()
+        for linear in (self.qkv, self.out):
+            gpt2_init(linear)
+
+    def forward(self, x: Tensor) -> Tensor:
+        t = torch.arange(x.shape[1], device=x.device)
+        q, k, v = self.project(x, t)
+        return self.merge(self.attend(q, k, v, t, t, causal=self.causal))
+
+    def prefill(self, x: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, "Cache"]:
+        """forward, and what `step` needs.  x (B, T, D); lengths (B,) if only x[b, :lengths[b]] counts
+
+        Raises ValueError if the attention is not causal: a later token would change all earlier outputs.
+        """
+        if not self.causal:
+            raise ValueError(
+                "attention with causal=False has no state to step from; build it with causal=True"
+            )
+        t = torch.arange(x.shape[1], device=x.device)
+        q, k, v = self.project(x, t)
+        return self.merge(self.attend(q, k, v, t, t, causal=True)), Cache(k, v, lengths)
+
+    def step(self, x_t: Tensor, state: "Cache") -> tuple[Tensor, "Cache"]:
+        """The output for one more token.  x_t (B, D) -> (B, D); the state is changed: it serves once"""
+        t = state.next
+        q, k, v = self.project(x_t.unsqueeze(1), t)
+        k, v = state.append(k, v)
+        return self.merge(self.attend(q, k, v, t, state.positions, seen=state.seen)).squeeze(1), state
+
+    def project(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries (B, H, T, d), keys and values (B, H_kv, T, d)."""
+        heads = (self.heads, self.kv_heads, self.kv_heads)
+        q, k, v = self.qkv(x).unflatten(-1, (sum(heads), -1)).transpose(1, 2).split(heads, 1)
+        q, k = self.position.rotate(self.q_norm(q), self.k_norm(k), t)
+        return q, k, v
+
+    def attend(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        t_q: Tensor,
+        t_k: Tensor,
+        *,
+        causal: bool = False,
+        seen: Tensor | None = None,
+    ) -> Tensor:
+        """The heads' outputs (B, H, Tq, d); seen (B, 1, 1, S) is False at keys that nobody sees."""
+        places, dropout = self.position.places, self.dropout if self.training else 0.0
+        gqa = self.kv_heads < self.heads
+        if not places & {"bias", "scores", "values"}:
+            return F.scaled_dot_product_attention(q, k, v, seen, dropout, is_causal=causal, enable_gqa=gqa)
+        k, v = (x.repeat_interleave(self.heads // self.kv_heads, 1) if gqa else x for x in (k, v))
+        logits = q.new_zeros(1, 1, t_q.shape[-1], t_k.shape[-1])
+        if "bias" in places:
+            logits = logits + self.position.bias(t_q, t_k).type_as(q)
+        if "scores" in places:
+            logits = logits + self.position.scores(q, k, t_q, t_k).type_as(q)
+        if causal:
+            logits = logits.masked_fill(t_k > t_q.unsqueeze(-1), -math.inf)
+        if seen is not None:
+            logits = logits.masked_fill(~seen, -math.inf)
+        if "values" not in places:
+            return F.scaled_dot_product_attention(q, k, v, logits, dropout)
+        # the fused product keeps its weights to itself, so here they are written out
+        weights = F.dropout((q @ k.mT / math.sqrt(q.shape[-1]) + logits).softmax(-1), dropout)
+        return weights @ v + self.position.values(weights, t_q, t_k)
+
+    def merge(self, x: Tensor) -> Tensor:
+        return self.out(x.transpose(1, 2).flatten(2))  # (B, H, T, d) -> (B, T, D)
+
+
+class Cache:
+    """Keys and values of the tokens so far, in room that doubles when it is full.
+
+    k, v        of a prompt, (B, H_kv, P, d)
+    lengths     (B,) tokens of each prompt that count, if not all P of them. Every later token has one place
+                for the whole batch, after the longest prompt, and its own position in each example.
+    """
+
+    def __init__(self, k: Tensor, v: Tensor, lengths: Tensor | None = None) -> None:
+        self.k, self.v, self.lengths = k, v, lengths
+        self.prompt = self.size = k.shape[2]
+
+    def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Take in one token's (B, H_kv, 1, d) and return all, (B, H_kv, S, d)."""
+        if self.size == self.k.shape[2]:
+            self.k, self.v = roomier(self.k), roomier(self.v)
+        self.k[:, :, self.size] = k[:, :, 0]
+        self.v[:, :, self.size] = v[:, :, 0]
+        self.size += 1
+        return self.k[:, :, : self.size], self.v[:, :, : self.size]
+
+    @property
+    def next(self) -> Tensor:
+        """The next token's position: (1,), or (B, 1) where prompts differ."""
+        if self.lengths is None:
+            return torch.full((1,), self.size, device=self.k.device)
+        return self.lengths.unsqueeze(1) + (self.size - self.prompt)
+
+    @property
+    def positions(self) -> Tensor:
+        """Of all tokens so far: (S,), or (B, S) where prompts differ."""
+        t = torch.arange(self.size, device=self.k.device)
+        return (
+            t
+            if self.lengths is None
+            else torch.where(t < self.prompt, t, self.lengths[:, None] + t - self.prompt)
+        )
+
+    @property
+    def seen(self) -> Tensor | None:
+        """Which of them count: (B, 1, 1, S), or None for all."""
+        if self.lengths is None:
+            return None
+        t = torch.arange(self.size, device=self.k.device)
+        return ((t < self.lengths[:, None]) | (t >= self.prompt))[:, None, None]
+
+
+def roomier(x: Tensor) -> Tensor:
+    """A copy of x (B, H, S, d) at the head of twice its room."""
+    room = x.new_empty(*x.shape[:2], max(2 * x.shape[2], 16), x.shape[3])
+    room[:, :, : x.shape[2]] = x
+    return room
+
+
+def nearest_divisor(whole: int, part: int) -> int:
+    """The divisor of `whole` that is nearest to `part`, the larger of two equally near ones."""
+    return min((d for d in range(1, whole + 1) if whole % d == 0), key=lambda d: (abs(d - part), -d))

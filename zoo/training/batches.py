@@ -1,0 +1,116 @@
+"""Which examples a batch has: each once per epoch, in an order that depends on the seed and the epoch only.
+
+n is the number of examples, `batch_size` the number of examples per optimizer step over all devices and all
+accumulated micro-batches. A place (see chance.py) is ("data", seed, split, epoch, batch, rank).
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.utils.data import Sampler
+
+from zoo import chance
+
+Place = tuple[int | str, ...]
+
+
+class Batches(Sampler):
+    """The micro-batches of one rank in training, as (place, indices).
+
+    The order of an epoch is a permutation f(seed, epoch). Each `batch_size` of it are one optimizer step and
+    are dealt out to accumulate x world micro-batches, so a step has the same examples on any devices.
+    An incomplete last step is dropped.
+    Raises ValueError where a step cannot be dealt out evenly, or where no step is left.
+    """
+
+    def __init__(
+        self,
+        n: int,
+        batch_size: int,
+        *,
+        seed: int,
+        accumulate: int = 1,
+        world: int = 1,
+        rank: int = 0,
+        split: str = "train",
+    ) -> None:
+        self.pieces = pieces(batch_size, accumulate, world)
+        if batch_size > n:
+            raise ValueError(
+                f"batch_size={batch_size} is more than the {n} examples of {split}: no step could be taken; "
+                f"try batch_size={max(1, n // self.pieces * self.pieces)}"
+            )
+        self.n, self.batch_size, self.seed, self.split = n, batch_size, seed, split
+        self.accumulate, self.world, self.rank = accumulate, world, rank
+        self.epoch = 0
+        self.begin = (0, 0)
+
+    def __len__(self) -> int:
+        """Micro-batches of a whole epoch, also of a resumed one: Lightning counts from its start."""
+        return self.n // self.batch_size * self.accumulate
+
+    def set_epoch(self, epoch: int) -> None:
+        """Which epoch the next iteration is; Lightning calls it."""
+        self.epoch = epoch
+
+    def start(self, epoch: int, batch: int) -> None:
+        """Go on in an epoch whose first `batch` micro-batches were done: in the next one if that was all."""
+        if batch >= len(self):
+            epoch, batch = epoch + 1, 0
+        self.epoch, self.begin = epoch, (epoch, batch)
+
+    def __iter__(self) -> Iterator[tuple[Place, Tensor]]:
+        epoch = self.epoch
+        order = torch.Generator().manual_seed(chance.key("order", self.seed, epoch))
+        order = torch.randperm(self.n, generator=order)
+        skipped = self.begin[1] if self.begin[0] == epoch else 0
+        for batch in range(skipped, len(self)):
+            step, piece = divmod(batch, self.accumulate)
+            first = step * self.batch_size + piece * self.world + self.rank
+            place = ("data", self.seed, self.split, epoch, batch, self.rank)
+            yield place, order[first : (step + 1) * self.batch_size : self.pieces]
+
+
+class Once(Sampler):
+    """Each example of a split exactly once over all ranks, in order, as (place, indices); place has no epoch.
+
+    All ranks get equally many batches, none of them empty: what is too little for all joins the batch before.
+    `size` is the number of examples per batch and rank.
+    Raises ValueError where there are fewer examples than ranks.
+    """
+
+    def __init__(self, n: int, size: int, *, seed: int, split: str, world: int = 1, rank: int = 0) -> None:
+        if n < world:
+            raise ValueError(f"{split} has {n} examples for {world} devices; try trainer.devices={max(1, n)}")
+        self.n, self.size, self.seed, self.split, self.world, self.rank = (
+            n,
+            size * world,
+            seed,
+            split,
+            world,
+            rank,
+        )
+
+    def __len__(self) -> int:
+        whole, rest = divmod(self.n, self.size)
+        return whole + (rest >= self.world or whole == 0)
+
+    def __iter__(self) -> Iterator[tuple[Place, Tensor]]:
+        for batch in range(len(self)):
+            end = (batch + 1) * self.size if batch + 1 < len(self) else self.n
+            place = ("data", self.seed, self.split, batch, self.rank)
+            yield place, torch.arange(batch * self.size + self.rank, end, self.world)
+
+
+def pieces(batch_size: int, accumulate: int, world: int) -> int:
+    """How many micro-batches one optimizer step is cut into; ValueError where that leaves unequal ones."""
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size} must be at least 1")
+    count = accumulate * world
+    if batch_size % count:
+        raise ValueError(
+            f"batch_size={batch_size} cannot be cut evenly over {world} devices x {accumulate} accumulated "
+            f"batches; try batch_size={-(-batch_size // count) * count}"
+        )
+    return count
