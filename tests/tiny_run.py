@@ -1,5 +1,5 @@
-"""A training in miniature, with everything that could break its repeatability: dropout, noise in the loss, chance in
-the data, a buffer that counts, an average of the weights, clipping, a schedule, validation within the epoch."""
+"""A training in miniature, with everything that could break its repeatability: dropout, noise in the loss,
+chance in the data, a buffer that counts, an average of the weights, clipping, a schedule, validations."""
 
 import csv
 import logging
@@ -30,7 +30,7 @@ logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 
 
 class Noisy(nn.Module):
-    """A denoising autoencoder of 6 numbers, with dropout and a buffer; `bad_at` poisons its loss at that batch."""
+    """A denoising autoencoder of 6 numbers, with dropout and a buffer; at batch `bad_at` its loss is nan."""
 
     def __init__(self, width: int = 16, bad_at: int | None = None) -> None:
         super().__init__()
@@ -85,7 +85,7 @@ def train(
     checkpoint: Path | None = None,
     trainer_options: dict[str, Any] | None = None,
 ) -> pl.Trainer:
-    """Start, or go on from the newest good checkpoint; 7 steps of 6 examples an epoch, validations in micro-batches."""
+    """Start, or go on from the newest good checkpoint; an epoch is 7 steps of 6 examples."""
     torch.manual_seed(0)
     model = Noisy(width, bad_at)
     for seed in (torch.manual_seed, np.random.seed, random.seed):  # which no run may depend on
@@ -136,7 +136,7 @@ def metrics(folder: Path) -> list[tuple[str, ...]]:
 
 
 def difference(a: Any, b: Any, where: str = "") -> str | None:
-    """Where two checkpoints differ in a single bit, or None; lengths of files that hold times are left out."""
+    """Where two checkpoints differ in a single bit, or None; the length of the metrics is left out."""
     if type(a) is not type(b):
         return f"{where}: {type(a)} {type(b)}"
     if isinstance(a, Tensor):
@@ -144,11 +144,15 @@ def difference(a: Any, b: Any, where: str = "") -> str | None:
     if isinstance(a, dict):
         if a.keys() != b.keys():
             return f"{where}: {a.keys() ^ b.keys()}"
-        return next((d for k in a if k != "metrics_size" and (d := difference(a[k], b[k], f"{where}.{k}"))), None)
+        return next(
+            (d for k in a if k != "metrics_size" and (d := difference(a[k], b[k], f"{where}.{k}"))), None
+        )
     if isinstance(a, list | tuple):
         if len(a) != len(b):
             return f"{where}: {len(a)} against {len(b)}: {[x for x in b if x not in a][:3]}"
-        return next((d for i, (x, y) in enumerate(zip(a, b)) if (d := difference(x, y, f"{where}[{i}]"))), None)
+        return next(
+            (d for i, (x, y) in enumerate(zip(a, b)) if (d := difference(x, y, f"{where}[{i}]"))), None
+        )
     return None if a == b else f"{where}: {a} {b}"
 
 
@@ -157,7 +161,8 @@ def forked(work: Callable[[], Any]) -> int:
     pid = os.fork()
     if pid:
         return pid
-    multiprocessing.util._run_after_forkers()  # which os.fork leaves out: tensors would be shared through the parent
+    # os.fork leaves it out: tensors would be passed to workers through the parent
+    multiprocessing.util._run_after_forkers()
     code = 1
     try:
         work()

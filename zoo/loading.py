@@ -24,10 +24,16 @@ def load(
     allow     packages that the stored config may name, besides the zoo, torch, torchvision and lightning
     Raises FileNotFoundError where there is no run or no checkpoint, ValueError where one is damaged.
     """
-    found = Run.open(run)
-    model = build(found.config["model"], stored=True, allow=allow)
-    load_weights(model, found, weights)
-    return model.to(device).eval()
+    return restored(Run.open(run), weights, device, allow)[0]
+
+
+def restored(
+    run: Run, weights: str, device: str | torch.device, allow: Sequence[str] = ()
+) -> tuple[nn.Module, dict[str, Any]]:
+    """A run's model, and which weights it has."""
+    model = build(run.config["model"], "model", stored=True, allow=allow)
+    which = load_weights(model, run, weights)
+    return model.to(device).eval(), which
 
 
 def load_weights(model: nn.Module, run: Run, weights: str = "best") -> dict[str, Any]:

@@ -132,5 +132,7 @@ def can(model: object, contract: type) -> bool:
 
 
 def scored(x: Tensor) -> Tensor:
-    """Where there is a symbol: (B, *shape) of booleans, False at PAD."""
-    return x != PAD if not torch.is_floating_point(x) else torch.ones_like(x, dtype=torch.bool)
+    """Where there is a symbol: (B, *shape) of booleans, False at PAD, which only signed integers can be."""
+    if torch.is_floating_point(x) or not x.dtype.is_signed:  # as uint8, PAD would be 255: white
+        return torch.ones_like(x, dtype=torch.bool)
+    return x != PAD

@@ -41,7 +41,8 @@ def composition(error: BaseException, config_name: str | None) -> str:
     from hydra.errors import MissingConfigException, OverrideParseException
     from omegaconf.errors import MissingMandatoryValue, ValidationError
 
-    text = str(error)
+    text = re.sub(r"\s+(full_key: \S+|object_type=\S+|reference_type=\S+)", "", str(error))
+    text = re.sub(r"^\w+ raised while resolving interpolation: ", "", text)
     cause = error.__cause__
     if isinstance(error, MissingConfigException):
         found = re.search(r"Could not find '([^']+)'", text)

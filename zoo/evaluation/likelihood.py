@@ -108,7 +108,7 @@ def in_units(
     if facts.get("kind") == "text":
         values["nats_per_token"] = total / symbols
         values["perplexity"] = math.exp(min(total / symbols, 700.0))
-        if counts.get("words", symbols) != symbols:
+        if facts.get("unit") == "perplexity" and counts.get("words", symbols) != symbols:
             values["word_perplexity"] = math.exp(min(total / counts["words"], 700.0))
         for name, symbol in (("bits_per_char", "chars"), ("bits_per_byte", "bytes")):
             if counts.get(symbol):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from zoo.config import build
 from zoo.evaluation import draw, health, likelihood, save
 from zoo.jobs import data as jobs_data
-from zoo.loading import device_of, load
+from zoo.loading import device_of, restored
 from zoo.runs import Run, version
 from zoo.training.loaders import Loaders
 from zoo.types import Density, Measured, Sampler, can
@@ -23,7 +23,7 @@ def opened(asked: Mapping[str, Any]) -> tuple[Run, dict[str, Any], nn.Module, Lo
         torch.set_num_threads(asked["threads"])
     run = Run.open(asked["run"])
     config = jobs_data.relocated(run.config, asked["data_dir"])
-    model, weights = load(run.folder, weights=asked["weights"], device=device_of(asked["device"]), allow=asked["allow"])
+    model, weights = restored(run, asked["weights"], device_of(asked["device"]), asked["allow"])
     return run, config, model, jobs_data.loaders(config, stored=True, allow=asked["allow"]), weights
 
 

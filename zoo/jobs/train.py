@@ -77,10 +77,7 @@ def train(config: dict[str, Any], name: str, *, folder: Path | None = None, allo
     }
     run.write_results(results)
     started = time.monotonic()
-    loggers = [
-        logger(run.folder, whole, name=run.folder.name, config=config, group=Path(config["runs"]).name)
-        for logger in (build(node, **stored) for node in (config["logger"] or {}).values())
-    ]
+    loggers = evaluate.loggers(config["logger"], run, config)
     failed = True
     try:
         device = fit(config, model, data, run, latest, loggers, stored)

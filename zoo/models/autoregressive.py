@@ -27,8 +27,7 @@ class Autoregressive(nn.Module):
     Radford et al. 2019.
 
     classes     how many there are in y, if any
-    conditional whether to start from the embedding of y, and so model p(x | y), and not from one that is
-    learned for all
+    conditional whether to start from the embedding of y, and so model p(x | y), or from one for all
     dim, depth, mixer, position, mlp, norm, dropout   as zoo.nn.Backbone has them
     tie         one matrix for the embedding of tokens and for the head (Press & Wolf 2017)
 
@@ -62,7 +61,7 @@ class Autoregressive(nn.Module):
             )
         if conditional and not classes:
             raise ValueError(
-                "conditional=true needs labels, and this dataset has no classes; try conditional=false"
+                "conditional=true needs labels, and this data has no classes; try conditional=false"
             )
         self.shape, self.levels, self.conditional = tuple(shape), levels, conditional
         self.length = math.prod(shape)
@@ -99,9 +98,8 @@ class Autoregressive(nn.Module):
         """log p(x), or log p(x | y), in nats, (B,)."""
         tokens = self.tokens(x)
         logits = self.logits(tokens, y)
-        logits = logits.to(
-            torch.promote_types(logits.dtype, torch.float32)
-        )  # sums of thousands of terms need the bits
+        # half precision loses bits in sums of thousands of terms
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         nats = F.cross_entropy(logits.flatten(0, 1), tokens.flatten(), ignore_index=PAD, reduction="none")
         return -nats.view_as(tokens).sum(1)
 
@@ -120,8 +118,7 @@ class Autoregressive(nn.Module):
 
         y               (n,) classes; where they are missing and needed, drawn evenly
         temperature     logits are divided by it; 0 takes the most probable token
-        top_k, top_p    draw only among the k most probable tokens, the fewest that have probability p
-                        together
+        top_k, top_p    draw only among the k most probable tokens, the fewest with probability p together
         prompt          (n, P) first tokens, which are kept; shorter ones end in PAD
 
         Raises ValueError if prompts are not n, or longer than an example, or have PAD before their end, and
@@ -133,9 +130,8 @@ class Autoregressive(nn.Module):
                 "temperature is at least 0, top_k at least 1, top_p in (0, 1]"
             )
         device = self.embed.weight.device
-        prompt = (
-            torch.empty(n, 0, dtype=torch.long, device=device) if prompt is None else prompt.to(device).long()
-        )
+        prompt = torch.empty(n, 0) if prompt is None else prompt
+        prompt = prompt.to(device).long()
         here = scored(prompt)
         lengths = here.sum(1)
         if len(prompt) != n or prompt.shape[1] > self.length or (here[:, 1:] & ~here[:, :-1]).any():
@@ -148,9 +144,8 @@ class Autoregressive(nn.Module):
         P, rows = prompt.shape[1], torch.arange(n, device=device)
         ragged = not bool(here.all())
         shortest = int(lengths.min()) if ragged else P
-        tokens = F.pad(
-            prompt, (0, self.length - shortest)
-        )  # longer prompts draw as many tokens, past their end
+        # longer prompts draw as many tokens as the shortest one, past their end
+        tokens = F.pad(prompt, (0, self.length - shortest))
         h, state = self.backbone.prefill(self.inputs(prompt, y), lengths + 1 if ragged else None)
         h = h[rows, lengths]
         for i in range(self.length - shortest):

@@ -16,7 +16,7 @@ from zoo.nn.position import NoPosition, Position, Rotary
 
 
 class Attention(nn.Module):
-    """Every token looks at all others (causal: at those before and itself) and takes a mean of what they offer.
+    """Every token looks at all others (causal: at those before and itself) and takes a mean of their values.
 
     x (B, T, D) -> (B, T, D):  softmax(q k' / sqrt(d) + what `position` adds) v, for each head. Vaswani et al.
     2017, section 3.2.
@@ -167,11 +167,9 @@ class Cache:
     def positions(self) -> Tensor:
         """Of all tokens so far: (S,), or (B, S) where prompts differ."""
         t = torch.arange(self.size, device=self.k.device)
-        return (
-            t
-            if self.lengths is None
-            else torch.where(t < self.prompt, t, self.lengths[:, None] + t - self.prompt)
-        )
+        if self.lengths is None:
+            return t
+        return torch.where(t < self.prompt, t, self.lengths[:, None] + t - self.prompt)
 
     @property
     def seen(self) -> Tensor | None:

@@ -62,9 +62,14 @@ def checkpoint_blocks(model: nn.Module, policy: str | int) -> None:
         return
     options = {}
     if policy == "selective":
-        options["context_fn"] = partial(create_selective_checkpoint_contexts, KEPT)
+        options["context_fn"] = selective
     for block in blocks[:: policy if isinstance(policy, int) else 1]:
         block.forward = partial(recomputed, block, options)
+
+
+def selective() -> tuple[Any, Any]:
+    """The two contexts in which a block's forward and its repetition run."""
+    return create_selective_checkpoint_contexts(KEPT)
 
 
 def recomputed(block: nn.Module, options: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
@@ -91,9 +96,7 @@ class Segment:
             return type(block).forward(block, x, *args)
         if block is self.blocks[0]:
             x = checkpoint(self.chain, x, *args, use_reentrant=False, preserve_rng_state=True)
-        elif len(self.expected) != 1 + len(args) or any(
-            a is not b for a, b in zip(self.expected, (x, *args))
-        ):
+        elif [id(a) for a in self.expected] != [id(a) for a in (x, *args)]:
             raise RuntimeError(
                 f"gradient_checkpointing=sqrt needs blocks that are called one after the other, and "
                 f"{type(block).__name__} was given something else in between; try gradient_checkpointing=full"

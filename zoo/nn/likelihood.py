@@ -35,13 +35,13 @@ class Likelihood(Protocol):
 
 
 def likelihood_for(levels: int) -> Likelihood:
-    """The usual likelihood: Bernoulli at 2 levels, categorical up to 32, a mixture of 10 logistics above.
+    """The usual likelihood: Bernoulli at 2 levels, categorical below 16, else a mixture of 10 logistics.
 
     With few levels a free probability for each costs little; with many it helps that neighbours are alike.
     """
     if levels == 2:
         return Bernoulli(levels)
-    return Categorical(levels) if levels <= 32 else DiscretizedLogisticMixture(levels)
+    return Categorical(levels) if levels < 16 else DiscretizedLogisticMixture(levels)
 
 
 class Bernoulli:

@@ -105,8 +105,8 @@ def fits(position: type, mixer: object, causal: bool) -> bool:
     """Whether a mixer can do what an encoding asks of it.
 
     A mixer's class says so by `honours`, the places (or the names of single encodings) it can honour beside
-    "embed", which is the backbone's work; and by `ordered`, False if its output
-    ignores the order of the tokens that it sees.
+    "embed", which is the backbone's work; and by `ordered`, False if its output ignores the order of what it
+    sees.
     """
     honours = {"embed"} | set(getattr(mixer, "honours", ()))
     seen = causal or getattr(mixer, "ordered", True) or not position.causal_only

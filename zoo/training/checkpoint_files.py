@@ -1,7 +1,7 @@
 """Checkpoints as files: written whole or not at all, tested before they are read, never executed.
 
-A checkpoint is a dictionary of plain things (tensors, numbers, strings, lists, dictionaries) in torch's zip format,
-whose stored checksums `good` compares with every byte. A folder belongs to one run at a time.
+A checkpoint is a dictionary of plain things (tensors, numbers, strings, lists, dictionaries) in torch's zip
+format, whose stored checksums `good` compares with every byte. A folder belongs to one run at a time.
 """
 
 import errno
@@ -21,16 +21,20 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # disk, quota, and largest fil
 
 
 def write(content: dict[str, Any], path: str | os.PathLike) -> None:
-    """Write a checkpoint so that `path` is always either the old file or the whole new one, even after kill -9.
+    """Write a checkpoint so that `path` is always either the old file or the whole new one, even after kill
+    -9.
 
-    A temporary file beside the target (a rename across file systems would be a copy) is filled, brought to the
-    disk and renamed; then the folder is brought to the disk too.
+    A temporary file beside the target (a rename across file systems would be a copy) is filled, brought to
+    the disk and renamed; then the folder is brought to the disk too.
 
-    Raises TypeError if something in it is not plain, since `load` would refuse it; OSError if it cannot be written,
-    with free and needed bytes where the disk is full: the file that was there before is then untouched.
+    Raises TypeError if something in it is not plain, since `load` would refuse it; OSError if it cannot be
+    written, with free and needed bytes where the disk is full: the file that was there before is then
+    untouched.
     """
     if odd := _odd(content):
-        raise TypeError(f"a checkpoint holds plain values only, and its {odd}; store a number, a string or a tensor")
+        raise TypeError(
+            f"a checkpoint holds plain values only, and its {odd}; store a number, a string or a tensor"
+        )
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
@@ -49,7 +53,7 @@ def write(content: dict[str, Any], path: str | os.PathLike) -> None:
 
 
 def link(source: Path, path: Path) -> None:
-    """Give a written checkpoint a second name, as safely as `write`, and for no space where there are hard links."""
+    """Give a written checkpoint a second name, as safely as `write`; where links are, for no space."""
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     temporary.unlink(missing_ok=True)
     try:
@@ -118,7 +122,9 @@ def load(path: str | os.PathLike) -> dict[str, Any]:
             f"the checkpoint {path} is refused: it holds more than plain values, so reading it could run code"
         ) from error
     if not isinstance(content, dict):
-        raise ValueError(f"the checkpoint {path} cannot be loaded: it holds a {type(content).__name__}, not a dict")
+        raise ValueError(
+            f"the checkpoint {path} cannot be loaded: it holds a {type(content).__name__}, not a dict"
+        )
     return content
 
 
@@ -128,7 +134,7 @@ def steps(folder: Path) -> list[Path]:
 
 
 def newest(folder: str | os.PathLike) -> tuple[Path | None, list[tuple[Path, str]]]:
-    """The newest good checkpoint of a folder (the best one if no numbered one is good), and what was skipped, why."""
+    """The newest good checkpoint of a folder (the best if no numbered one is); what was skipped, and why."""
     skipped = []
     for path in [*steps(Path(folder)), Path(folder) / "best.ckpt"]:
         if not (reason := good(path)):
@@ -155,7 +161,11 @@ def _odd(value: Any, name: str = "") -> str | None:
     else:
         # a numpy number is a float by inheritance, yet loading refuses it
         plain = isinstance(value, Tensor) or type(value) in PLAIN
-        return None if plain else f"{name.lstrip('.') or 'content'} is a {type(value).__module__}.{type(value).__name__}"
+        return (
+            None
+            if plain
+            else f"{name.lstrip('.') or 'content'} is a {type(value).__module__}.{type(value).__name__}"
+        )
     return next((odd for v, where in inside if (odd := _odd(v, where))), None)
 
 
@@ -168,7 +178,7 @@ def _bytes(value: Any) -> int:
 
 
 def _full(error: Exception, content: dict[str, Any], path: Path) -> str | None:
-    """The sentence for a full disk, or None if that was not the fault; torch hides it behind a RuntimeError."""
+    """The sentence for a full disk, or None if that was not the fault; torch hides it in a RuntimeError."""
     free, needed = shutil.disk_usage(path.parent).free, _bytes(content)
     chain = [error, error.__context__, error.__cause__]
     if free >= needed and not any(isinstance(e, OSError) and e.errno in FULL for e in chain):

@@ -1,8 +1,9 @@
 """When a run is saved, and how it goes on exactly where it was.
 
-A place is {epoch, batch, step}: micro-batches done in this epoch, optimizer steps done in all. Chance is a function of
-the place, so nothing of it is stored; what is stored are weights, averages, moments, schedules and counters, between
-two optimizer steps and never inside an accumulation window, where half a gradient would be lost.
+A place is {epoch, batch, step}: micro-batches done in this epoch, optimizer steps done in all. Chance is a
+function of the place, so nothing of it is stored; what is stored are weights, averages, moments, schedules
+and counters, between two optimizer steps and never inside an accumulation window, where half a gradient would
+be lost.
 """
 
 import math
@@ -45,8 +46,9 @@ class Checkpoints(Checkpoint):
     keep     how many of the newest stay, beside the best; None: all
     monitor  the validation metric that decides what is best; None: nothing is
 
-    One is also saved after each validation and at the end of training. All are saved before the first micro-batch of
-    a step, when everything about the steps before is done: validation, end of epoch, metrics on disk.
+    One is also saved after each validation and at the end of training. All are saved before the first
+    micro-batch of a step, when everything about the steps before is done: validation, end of epoch, metrics
+    on disk.
 
     Raises ValueError if validation would fall inside an accumulation window, or `monitor` was not logged;
     FloatingPointError instead of saving weights that are not finite.
@@ -82,18 +84,18 @@ class Checkpoints(Checkpoint):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         for log in _logs(trainer):
             log.cut(self.logged)
-        # killed between the two names of the best one?
         if self.resumed and self.best_step == self.step:
-            self._name_best()
+            self._name_best(self.path)  # a kill may have come between its two names
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        window, n, often = trainer.accumulate_grad_batches, trainer.num_training_batches, trainer.val_check_batch
+        window, n = trainer.accumulate_grad_batches, trainer.num_training_batches
+        often = trainer.val_check_batch
         if not trainer.enable_validation or not isinstance(often, int) or often % n == 0:
             return
         if often % window or (trainer.check_val_every_n_epoch is None and n % window):
             raise ValueError(
-                f"trainer.val_check_interval comes to {often} micro-batches, in the midst of the {window} of an "
-                f"optimizer step; try trainer.val_check_interval={-(-often // window) * window}"
+                f"trainer.val_check_interval comes to {often} micro-batches, in the midst of the {window} of "
+                f"an optimizer step; try trainer.val_check_interval={-(-often // window) * window}"
             )
 
     def on_train_batch_start(
@@ -139,38 +141,43 @@ class Checkpoints(Checkpoint):
                 callback.check(trainer, module)
         step = trainer.global_step
         if name := bad_weight(module):
-            raise FloatingPointError(f"{name} is not finite after step {step}; {self.path or 'nothing'} was saved last")
+            raise FloatingPointError(
+                f"{name} is not finite after step {step}; {self.path or 'nothing'} was saved last"
+            )
         path = self.folder / f"step-{step:08d}.ckpt"
         self.validating = validating
         trainer.save_checkpoint(path, weights_only=False)
         self.path, self.step, self.due = path, step, False
         if trainer.is_global_zero:
             if self.best_step == step:
-                self._name_best()
+                self._name_best(path)
             # what lies beyond this step is damaged or about to be written anew, and counts for nothing
             numbered = [old for old in files.steps(self.folder) if old.name <= path.name]
             for old in numbered[self.keep :] if self.keep else []:
                 old.unlink(missing_ok=True)
 
     @rank_zero_only
-    def _name_best(self) -> None:
-        files.link(self.folder / f"step-{self.best_step:08d}.ckpt", self.folder / "best.ckpt")
+    def _name_best(self, path: Path) -> None:
+        files.link(path, self.folder / "best.ckpt")
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Add the place and the length of the metrics, and bring Lightning's counters to one well-defined state."""
+        """Add the place and the length of the metrics; bring Lightning's counters to one clear state."""
         epochs, batches = trainer.fit_loop.epoch_progress, trainer.fit_loop.epoch_loop.batch_progress
         epoch, batch, step = epochs.current.started - 1, batches.current.processed, trainer.global_step
         whole = batch >= trainer.num_training_batches
         if not whole and batch % trainer.accumulate_grad_batches:
-            raise RuntimeError(f"a checkpoint at micro-batch {batch} would lose half a gradient; save between steps")
+            raise RuntimeError(
+                f"a checkpoint at micro-batch {batch} would lose half a gradient; save between steps"
+            )
         if whole and not self.validating:
             epoch, batch = epoch + 1, 0
         checkpoint["place"] = {"epoch": epoch, "batch": batch, "step": step}
         checkpoint["metrics_size"] = max((log.size() for log in _logs(trainer)), default=0)
-        # Lightning's counters differ with the moment of saving, and each moment has a restart of its own; in this one
-        # the batches so far are done and the epoch is not, and a validation is done unless it was begun
+        # Lightning's counters differ with the moment of saving, and each moment has a restart of its own; in
+        # this one the batches so far are done and the epoch is not, and a validation is done unless it was
+        # begun
         loops = checkpoint["loops"]["fit_loop"]
         loops["epoch_progress"] = {"total": _count(epoch, 1), "current": _count(epoch, 1)}
         loops["epoch_loop.batch_progress"] = {
@@ -190,7 +197,7 @@ class Checkpoints(Checkpoint):
     ) -> None:
         """Send the loaders to the place, and remember what the metrics are to be cut to."""
         place = checkpoint["place"]
-        self.step, self.path = place["step"], self.folder / f"step-{place['step']:08d}.ckpt"
+        self.step, self.path = place["step"], Path(trainer.ckpt_path)
         self.logged, self.resumed = checkpoint["metrics_size"], True
         if trainer.datamodule is not None:
             trainer.datamodule.start(place["epoch"], place["batch"])

@@ -1,11 +1,12 @@
 """An exponential moving average of the weights: a_t = d a_{t-1} + (1 - d) w_t, after each optimizer step t.
 
-Of weights, not of buffers: what a buffer counts or measures is the model's own business. Validation and what comes
-after training see the average; training never does. In a checkpoint, `state_dict` has the average (so whoever reads
-a model gets it without knowing) and `raw` the weights that training goes on with, by name.
+Of weights, not of buffers: what a buffer counts or measures is the model's own business. Validation and what
+comes after training see the average; training never does. In a checkpoint, `state_dict` has the average (so
+whoever reads a model gets it without knowing) and `raw` the weights that training goes on with, by name.
 
-Lightning's EMAWeightAveraging is not used: it swaps buffers too, saves the two swapped when stopped in validation,
-leaves a finished run that is resumed with its raw weights, and waits for the GPU twice at each step.
+Lightning's EMAWeightAveraging is not used: it swaps buffers too, saves the two swapped when stopped in
+validation, leaves a finished run that is resumed with its raw weights, and waits for the GPU twice at each
+step.
 """
 
 from typing import Any
@@ -29,7 +30,9 @@ class EMA(Callback):
 
     def __init__(self, decay: float = 0.999, *, warm_up: bool = False) -> None:
         if not 0 <= decay < 1:
-            raise ValueError(f"ema={decay} is outside [0, 1): an average forgets a little at each step; try 0.999")
+            raise ValueError(
+                f"ema={decay} is outside [0, 1): an average forgets a little at each step; try 0.999"
+            )
         self.decay = decay
         self.warm_up = warm_up
         self.updates = 0
@@ -112,4 +115,3 @@ class EMA(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.updates = state_dict["updates"]
-

@@ -1,4 +1,4 @@
-"""A run whose numbers are no longer finite stops, says where it began, and leaves no such checkpoint behind."""
+"""A run whose numbers are no longer finite stops, says where it began, and saves nothing of it."""
 
 import math
 from typing import Any
@@ -18,11 +18,13 @@ WAITS_FOR_NOTHING = ("cpu",)  # devices whose numbers can be read at once
 class Finite(Callback):
     """Stops at a loss or a gradient that is nan or infinite.
 
-    On the CPU each one is looked at (5 us, and 60 us for the gradients of 20 tensors), so the weights stay good. On
-    a GPU looking would wait for it: the first bad step is noted there, and read when metrics are logged and before
-    each checkpoint. Under a gradient scaler (16-mixed) infinite gradients are its everyday business and not ours.
+    On the CPU each one is looked at (5 us, and 60 us for the gradients of 20 tensors), so the weights stay
+    good. On a GPU looking would wait for it: the first bad step is noted there, and read when metrics are
+    logged and before each checkpoint. Under a gradient scaler (16-mixed) infinite gradients are its everyday
+    business and not ours.
 
-    Raises FloatingPointError with the step, the first bad tensor, the learning rate and the last good checkpoint.
+    Raises FloatingPointError with the step, the first bad tensor, the learning rate and the last good
+    checkpoint.
     """
 
     def __init__(self) -> None:
@@ -59,7 +61,8 @@ class Finite(Callback):
 
 
 def bad_weight(module: Module) -> str | None:
-    """The name of the first parameter with a nan or infinite element, or buffer with a nan; None if all are good.
+    """The name of the first parameter with a nan or infinite element, or buffer with a nan; None if all are
+    good.
 
     An infinite buffer is no fault: masks are.
     """
@@ -79,17 +82,19 @@ def _sentence(trainer: Trainer, module: LightningModule, step: int) -> str:
     saved = getattr(trainer.checkpoint_callback, "path", None)
     return (
         f"{_first_bad(module)} is not finite at step {step} (micro-batch {batch} of epoch {epoch}, "
-        f"learning rate {rate:g}); {f'the last good checkpoint is {saved}' if saved else 'nothing was saved'}; "
+        f"learning rate {rate:g}); {f'{saved} is the last good checkpoint' if saved else 'none was saved'}; "
         "try a lower learning rate, a longer warm-up or trainer.gradient_clip_val=1"
     )
 
 
 def _first_bad(module: LightningModule) -> str:
-    """The most telling of the tensors that are bad now: a weight makes all else bad, then a term, then a gradient."""
+    """The most telling of the tensors that are bad now: a weight spoils all else, then terms, gradients."""
     if name := bad_weight(module):
         return f"the weight {name}"
     # a mean that met a bad number stays bad
-    sums = {name: total for means in module.train_means.sums.items() for name, total in zip(*means, strict=False)}
+    sums = {
+        name: total for means in module.train_means.sums.items() for name, total in zip(*means, strict=False)
+    }
     if terms := [name for name, total in sums.items() if name != "loss" and not math.isfinite(total)]:
         return f"the loss term {', '.join(terms)}"
     for name, weight in module.named_parameters():

@@ -18,8 +18,8 @@ class MetricsLog(Logger):
 
     path  the file; it is made with the first metric
 
-    A checkpoint remembers how long the file was (`size`); a resumed run cuts it back to that (`cut`), so that each
-    step stands in it once and in order. Lightning's own metric "epoch" is left out.
+    A checkpoint remembers how long the file was (`size`); a resumed run cuts it back to that (`cut`), so that
+    each step stands in it once and in order. Lightning's own metric "epoch" is left out.
     Raises OSError if the disk is full; the lines before stay whole.
     """
 
@@ -68,7 +68,7 @@ class MetricsLog(Logger):
         except OSError as error:
             self.cut(before)
             raise OSError(
-                f"{self.path} cannot be written ({error.strerror}); the lines and checkpoints written before are "
+                f"{self.path} cannot be written ({error.strerror}); the lines and checkpoints of before are "
                 "whole; make room and run the same command again"
             ) from error
 

@@ -13,19 +13,23 @@ import torch.distributed as dist
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
+from zoo.training.checkpoints import Checkpoints
+
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 HURRY = b"\nstopping after this step; once more (Ctrl-C) ends it at once, with what was saved before\n"
 
 
 class Stopping(Callback):
-    """A callback, and the context in which to train: `with stopping: trainer.fit(..., callbacks=[stopping, ...])`.
+    """A callback, and the context in which to train: `with stopping: trainer.fit(..., callbacks=[stopping,
+    ...])`.
 
     advice  the last line printed when it stopped: how to go on
 
-    The handlers of before come back when the context is left. A stop waits for the end of an accumulation window,
-    but not for the end of a validation: that is done again, whole, after a resume. Only the validation after the very
-    last step is waited for. A second SIGINT kills the process at once; files are written so that this harms none.
-    With several processes any one's signal stops all, at the same step: the flags are reduced on the CPU.
+    The handlers of before come back when the context is left. A stop waits for the end of an accumulation
+    window, but not for the end of a validation: that is done again, whole, after a resume. Only the
+    validation after the very last step is waited for. A second SIGINT kills the process at once; files are
+    written so that this harms none. With several processes any one's signal stops all, at the same step: the
+    flags are reduced on the CPU.
     """
 
     def __init__(self, advice: str) -> None:
@@ -67,7 +71,7 @@ class Stopping(Callback):
         """Whether any process was told to stop; with several, all must ask at the same moments."""
         if trainer.world_size > 1:
             if self.group is None:
-                self.group = dist.new_group(backend="gloo")  # on the CPU: NCCL would wait for the GPU at each step
+                self.group = dist.new_group(backend="gloo")  # NCCL would wait for the GPU at each step
             flag = torch.tensor(int(self.got))
             dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=self.group)
             self.got = int(flag)
@@ -90,13 +94,15 @@ class Stopping(Callback):
             self._leave(trainer, validating=True)
 
     def _leave(self, trainer: Trainer, *, validating: bool = False) -> None:
-        for checkpoints in trainer.checkpoint_callbacks:
-            checkpoints.save(trainer, validating=validating)
+        for callback in trainer.checkpoint_callbacks:
+            if isinstance(callback, Checkpoints):
+                callback.save(trainer, validating=validating)
         raise SystemExit(128 + self.got)
 
 
 def patient(worker: int) -> None:
-    """For DataLoader's worker_init_fn: a signal to the whole group must not take the workers from under the step.
+    """For DataLoader's worker_init_fn: a signal to the whole group must not take the workers from under the
+    step.
 
     Whoever trains ends them when it leaves; a second signal of the same kind does it at once.
     """
