@@ -23,10 +23,20 @@ def main(config):
         evaluate.add(run, numbers)
         print(evaluate.told(numbers))
         path = evaluate.sample(
-            model, data, run, "evaluated", n=asked["n"], options=asked["sample"], seed=asked["seed"], loggers=logs
+            model,
+            data,
+            run,
+            "evaluated",
+            n=asked["n"],
+            options=asked["sample"],
+            seed=asked["seed"],
+            loggers=logs,
         )
         for log in logs:
-            log.log_metrics({f"{number['split']}/{number['name']}": number["value"] for number in numbers}, weights["step"])
+            log.log_metrics(
+                {f"{number['split']}/{number['name']}": number["value"] for number in numbers},
+                weights["step"],
+            )
     finally:
         for log in logs:
             log.finish()

@@ -14,7 +14,11 @@ def main(config):
     options = dict(asked["sample"])
     if asked["prompt"] is not None:
         options["prompt"] = evaluate.prompt(data, asked["prompt"], asked["n"])
-    y = None if asked["y"] is None else torch.full((asked["n"],), asked["y"], device=next(model.parameters()).device)
+    y = (
+        None
+        if asked["y"] is None
+        else torch.full((asked["n"],), asked["y"], device=next(model.parameters()).device)
+    )
     name = asked["name"] or f"samples-{asked['seed']}"
     path = evaluate.sample(model, data, run, name, n=asked["n"], options=options, seed=asked["seed"], y=y)
     if path.suffix == ".txt":

@@ -1,6 +1,7 @@
 """What all tests share: one torch thread, no network, caches in a folder of their own, the embedded digits."""
 
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -41,3 +42,20 @@ def composed(config_name: str, *words: str):
     resolvers.register()
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
         return compose(config_name, overrides=list(words))
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    """The folder of a finished run: a small VAE on digits, 20 steps. Tests that change it take a copy."""
+    import commands
+
+    folder = tmp_path_factory.mktemp("finished")
+    done = commands.train(folder, "trainer.max_steps=20", "checkpoint_every=10", "optimizer.lr=0.01")
+    assert done.code == 0, done.err
+    return commands.only(folder)
+
+
+@pytest.fixture
+def copy(finished, tmp_path):
+    """A copy of the finished run, in runs of its own."""
+    return Path(shutil.copytree(finished, tmp_path / "runs" / finished.name))

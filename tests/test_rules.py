@@ -12,11 +12,26 @@ from conftest import ROOT
 LAYERS = {
     "zoo.types": (set(), {"lightning", "hydra", "wandb"}),
     "zoo.chance": (set(), {"lightning", "hydra", "wandb"}),
-    "zoo.nn": ({"zoo.types", "zoo.nn"}, {"lightning", "hydra", "omegaconf", "wandb", "torchvision", "datasets"}),
-    "zoo.models": ({"zoo.types", "zoo.nn", "zoo.models"}, {"lightning", "hydra", "omegaconf", "wandb", "torchvision", "datasets"}),
-    "zoo.data": ({"zoo.types", "zoo.data"}, {"lightning", "hydra", "omegaconf", "wandb", "torchvision", "datasets", "PIL"}),
-    "zoo.evaluation": ({"zoo.types", "zoo.chance", "zoo.nn", "zoo.evaluation"}, {"lightning", "hydra", "omegaconf", "wandb"}),
-    "zoo.training": ({"zoo.types", "zoo.chance", "zoo.nn", "zoo.evaluation", "zoo.training"}, {"hydra", "wandb"}),
+    "zoo.nn": (
+        {"zoo.types", "zoo.nn"},
+        {"lightning", "hydra", "omegaconf", "wandb", "torchvision", "datasets"},
+    ),
+    "zoo.models": (
+        {"zoo.types", "zoo.nn", "zoo.models"},
+        {"lightning", "hydra", "omegaconf", "wandb", "torchvision", "datasets"},
+    ),
+    "zoo.data": (
+        {"zoo.types", "zoo.data"},
+        {"lightning", "hydra", "omegaconf", "wandb", "torchvision", "datasets", "PIL"},
+    ),
+    "zoo.evaluation": (
+        {"zoo.types", "zoo.chance", "zoo.nn", "zoo.evaluation"},
+        {"lightning", "hydra", "omegaconf", "wandb"},
+    ),
+    "zoo.training": (
+        {"zoo.types", "zoo.chance", "zoo.nn", "zoo.evaluation", "zoo.training"},
+        {"hydra", "wandb"},
+    ),
     "zoo.runs": ({"zoo", "zoo.runs"}, {"torch", "lightning", "hydra", "omegaconf", "wandb", "numpy"}),
     "zoo.config": ({"zoo.config"}, {"torch", "lightning", "hydra", "omegaconf", "wandb", "numpy"}),
 }
@@ -38,7 +53,10 @@ def imports(tree: ast.AST):
 
 
 def layer(name: str) -> str | None:
-    return next((key for key in sorted(LAYERS, key=len, reverse=True) if name == key or name.startswith(f"{key}.")), None)
+    return next(
+        (key for key in sorted(LAYERS, key=len, reverse=True) if name == key or name.startswith(f"{key}.")),
+        None,
+    )
 
 
 @pytest.mark.parametrize("path", FILES, ids=module)
@@ -67,7 +85,9 @@ def test_public_things_say_what_they_are(path):
             assert ast.get_docstring(node), f"{module(path)}.{node.name} has no docstring"
 
 
-@pytest.mark.parametrize("name", ["zoo", "zoo.config", "zoo.runs", "zoo.data", "zoo.data.vocabulary", "zoo.runs.table"])
+@pytest.mark.parametrize(
+    "name", ["zoo", "zoo.config", "zoo.runs", "zoo.data", "zoo.data.vocabulary", "zoo.runs.table"]
+)
 def test_light_packages_import_no_torch(name):
     code = f"import {name}, sys; bad = {{'torch', 'lightning', 'wandb', 'datasets'}} & set(sys.modules); sys.exit(str(bad) if bad else 0)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)

@@ -48,7 +48,9 @@ def load_weights(model: nn.Module, run: Run, weights: str = "best") -> dict[str,
     for name in [*own, *state]:
         if name not in own or name not in state or own[name].shape != state[name].shape:
             sides = [tuple(part[name].shape) if name in part else "nothing" for part in (own, state)]
-            raise ValueError(f"{path} does not fit {type(model).__name__}: {name} is {sides[0]} there, {sides[1]} in the file")
+            raise ValueError(
+                f"{path} does not fit {type(model).__name__}: {name} is {sides[0]} there, {sides[1]} in the file"
+            )
     model.load_state_dict(state)
     return {"which": which, "averaged": "raw" in checkpoint, "step": int(checkpoint["place"]["step"])}
 

@@ -105,10 +105,14 @@ def check_types(node: dict[str, Any], path: str) -> None:
             continue
         where = f"{path}.{name}" if path else name
         if name not in parameters:
-            raise ValueError(f"{where}: {target.__name__} has no argument {name!r}; it has {', '.join(parameters)}")
+            raise ValueError(
+                f"{where}: {target.__name__} has no argument {name!r}; it has {', '.join(parameters)}"
+            )
         hint = hints.get(name, Any)
         if not fits(value, hint):
-            told = getattr(hint, "__name__", None) if inspect.isclass(hint) else str(hint).replace("typing.", "")
+            told = (
+                getattr(hint, "__name__", None) if inspect.isclass(hint) else str(hint).replace("typing.", "")
+            )
             raise ValueError(f"{where}={value!r}: {target.__name__} takes {told} there")
 
 

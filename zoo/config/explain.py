@@ -16,7 +16,7 @@ class Told(Exception):
 
 
 # Errors raised on purpose, whose message is a sentence for the user.
-PLAIN = (ValueError, OSError, LookupError, ImportError)
+PLAIN = (ValueError, OSError, LookupError, ImportError, FloatingPointError)
 
 
 def sentence(error: BaseException, config_name: str | None = None) -> str:
@@ -83,7 +83,7 @@ def missing(config: Any) -> None:
 
 
 def near(name: str, names: list[str]) -> str:
-    """", did you mean ...?" where there is a near name, else nothing."""
+    """ ", did you mean ...?" where there is a near name, else nothing."""
     last = {n.rsplit(".", 1)[-1]: n for n in names}
     hits = difflib.get_close_matches(name, names, 1, 0.6)
     hits = hits or [last[n] for n in difflib.get_close_matches(name.rsplit(".", 1)[-1], list(last), 1, 0.6)]
@@ -109,7 +109,9 @@ def keys(config_name: str | None) -> list[str]:
 
     if config_name is None:
         return []
-    choices = [w for w in sys.argv[1:] if re.fullmatch(r"[\w/@]+=[\w\-/]+", w) and w.split("=")[0] in group_names()]
+    choices = [
+        w for w in sys.argv[1:] if re.fullmatch(r"[\w/@]+=[\w\-/]+", w) and w.split("=")[0] in group_names()
+    ]
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         try:

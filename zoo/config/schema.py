@@ -1,5 +1,4 @@
-"""The types of the top-level keys: YAML alone would take `seed=abc`. All else is typed by constructors' signatures.
-"""
+"""The types of the top-level keys: YAML alone would take `seed=abc`. All else is typed by constructors' signatures."""
 
 from dataclasses import dataclass, field
 from typing import Any

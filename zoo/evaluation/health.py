@@ -11,7 +11,12 @@ from zoo import chance
 
 @torch.inference_mode()
 def health(
-    model: Any, batches: Iterable[Mapping[str, Tensor]], *, split: str, protocol: Mapping[str, Any] | None = None, seed: int = 0
+    model: Any,
+    batches: Iterable[Mapping[str, Tensor]],
+    *,
+    split: str,
+    protocol: Mapping[str, Any] | None = None,
+    seed: int = 0,
 ) -> list[dict[str, Any]]:
     """The numbers of a model that has `statistics` and `summarize`, from the sums over one split."""
     sums: dict[str, Tensor] = {}
@@ -23,6 +28,14 @@ def health(
         count += len(batch["x"])
     told = {"method": "statistics", **(protocol or {})}
     return [
-        {"name": name, "value": float(value), "unit": "", "kind": "exact", "split": split, "count": count, "protocol": told}
+        {
+            "name": name,
+            "value": float(value),
+            "unit": "",
+            "kind": "exact",
+            "split": split,
+            "count": count,
+            "protocol": told,
+        }
         for name, value in model.summarize(sums).items()
     ]

@@ -32,7 +32,9 @@ def options_in_force(method: Callable[..., Any], given: Mapping[str, Any], name:
     own = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
     if unknown := sorted(set(given) - set(own)):
         has = ", ".join(own) or "none"
-        raise ValueError(f"{name}.{unknown[0]}: the model's {name} has no option {unknown[0]!r}; it has: {has}")
+        raise ValueError(
+            f"{name}.{unknown[0]}: the model's {name} has no option {unknown[0]!r}; it has: {has}"
+        )
     return {**own, **given}
 
 
@@ -58,7 +60,9 @@ def likelihood(
     Raises ValueError for a model without log_prob, an unknown option, or a value that is not finite.
     """
     if not can(model, Density):
-        raise ValueError(f"{type(model).__name__} has no likelihood: it has no log_prob and kind (zoo/types.py, Density)")
+        raise ValueError(
+            f"{type(model).__name__} has no likelihood: it has no log_prob and kind (zoo/types.py, Density)"
+        )
     force = options_in_force(model.log_prob, options or {}, "log_prob")
     started = time.perf_counter()
     total, squares, examples, symbols = 0.0, 0.0, 0, 0
@@ -66,7 +70,9 @@ def likelihood(
         chance.at(seed, "log_prob", split, index)
         log_p = model.log_prob(batch["x"], batch.get("y"), **force).double()
         if not torch.isfinite(log_p).all():
-            raise ValueError(f"log_prob is not finite for {int((~torch.isfinite(log_p)).sum())} examples of {split}")
+            raise ValueError(
+                f"log_prob is not finite for {int((~torch.isfinite(log_p)).sum())} examples of {split}"
+            )
         total -= float(log_p.sum())
         squares += float(log_p.square().sum())
         examples += len(log_p)

@@ -15,7 +15,13 @@ from zoo.types import Sampler, can
 
 @torch.inference_mode()
 def draw(
-    model: Any, n: int, *, y: Tensor | None = None, options: Mapping[str, Any] | None = None, seed: int = 0, batch: int = 256
+    model: Any,
+    n: int,
+    *,
+    y: Tensor | None = None,
+    options: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    batch: int = 256,
 ) -> tuple[Tensor, dict[str, Any]]:
     """n samples (n, *shape), with the options in force.
 

@@ -39,7 +39,9 @@ def resumed(config: dict[str, Any], overrides: list[str]) -> tuple[dict[str, Any
             if isinstance(new, dict) or new == old or name == "data_dir":
                 continue
             if not execution(name):
-                raise ValueError(f"{name}={new}: the run has {old}, and another value is another run; init={run.folder} starts one")
+                raise ValueError(
+                    f"{name}={new}: the run has {old}, and another value is another run; init={run.folder} starts one"
+                )
             update(stored, name, new)
     return relocated(stored, config["data_dir"]), run.folder
 

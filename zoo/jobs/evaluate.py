@@ -9,12 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from zoo.config import build
-from zoo.evaluation import draw, health, likelihood, save
+from zoo.evaluation import draw, health, likelihood, options_in_force, save
 from zoo.jobs import data as jobs_data
 from zoo.loading import device_of, restored
 from zoo.runs import Run, version
 from zoo.training.loaders import Loaders
 from zoo.types import Density, Measured, Sampler, can
+
+SPLITS = ("test", "val", "train")  # in the order in which they are measured
 
 
 def opened(asked: Mapping[str, Any]) -> tuple[Run, dict[str, Any], nn.Module, Loaders, dict[str, Any]]:
@@ -24,14 +26,34 @@ def opened(asked: Mapping[str, Any]) -> tuple[Run, dict[str, Any], nn.Module, Lo
     run = Run.open(asked["run"])
     config = jobs_data.relocated(run.config, asked["data_dir"])
     model, weights = restored(run, asked["weights"], device_of(asked["device"]), asked["allow"])
+    check(model, {"splits": (), "log_prob": {}, **asked})
     return run, config, model, jobs_data.loaders(config, stored=True, allow=asked["allow"]), weights
 
 
-def loggers(nodes: Mapping[str, Any] | None, run: Run, config: dict[str, Any], job_type: str = "train") -> list[Any]:
+def loggers(
+    nodes: Mapping[str, Any] | None, run: Run, config: dict[str, Any], job_type: str = "train"
+) -> list[Any]:
     """The loggers that a config names, besides the run's own folder; whoever asked for them finishes them."""
     group = Path(config["runs"]).name
     about = {"name": run.folder.name, "config": config, "group": group, "job_type": job_type}
-    return [build(node, f"logger.{name}")(run.folder, run.identity, **about) for name, node in (nodes or {}).items()]
+    return [
+        build(node, f"logger.{name}")(run.folder, run.identity, **about)
+        for name, node in (nodes or {}).items()
+    ]
+
+
+def check(model: nn.Module, asked: Mapping[str, Any]) -> None:
+    """Raise ValueError for what a config's `evaluate` asks for in vain: before a training, not after it."""
+    for split in asked["splits"]:
+        if split not in SPLITS:
+            raise ValueError(f"splits={split}: there are {', '.join(SPLITS)}")
+    if asked["weights"] not in ("best", "last"):
+        raise ValueError(f"weights={asked['weights']}: best or last")
+    if asked["n"] < 0:
+        raise ValueError(f"n={asked['n']}: 0 or more samples can be drawn")
+    for contract, name in ((Density, "log_prob"), (Sampler, "sample")):
+        if can(model, contract):
+            options_in_force(getattr(model, name), asked[name], name)
 
 
 def measure(
@@ -49,10 +71,10 @@ def measure(
     weights     which weights these are (which, averaged, step): it stands in every number
     Raises ValueError for options that the model's log_prob has not, and for splits of which there is none.
     """
-    known = ("test", "val", "train")
-    if unknown := sorted(set(splits) - set(known)):
-        raise ValueError(f"splits={unknown[0]}: there are {', '.join(known)}")
-    there = [split for split in known if split in splits and loaders.has(split)]
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"batch_size={batch_size} must be at least 1; null takes that of the training")
+    batch_size = batch_size or loaders.batch_size
+    there = [split for split in SPLITS if split in splits and loaders.has(split)]
     if not there:
         raise ValueError(f"{loaders.facts['name']} has none of the splits {', '.join(splits)}")
     device = next(model.parameters()).device
@@ -64,10 +86,12 @@ def measure(
         common: dict[str, Any] = {"split": split, "protocol": protocol, "seed": seed}
         if can(model, Density):
             counts = getattr(dataset, "counts", None)
-            batches = on(device, loaders.loader(split, batch_size or loaders.batch_size))
-            numbers += likelihood(model, batches, facts=loaders.facts, options=log_prob, counts=counts, **common)
+            batches = on(device, loaders.loader(split, batch_size))
+            numbers += likelihood(
+                model, batches, facts=loaders.facts, options=log_prob, counts=counts, **common
+            )
         if can(model, Measured):
-            batches = on(device, loaders.loader(split, batch_size or loaders.batch_size))
+            batches = on(device, loaders.loader(split, batch_size))
             numbers += health(model, batches, **common)
     return [{**number, **stamp} for number in numbers]
 
@@ -133,5 +157,7 @@ def told(numbers: Sequence[Mapping[str, Any]]) -> str:
         protocol = {k: v for k, v in number["protocol"].items() if k != "method" and v is not None}
         about = ", ".join(f"{k}={v}" for k, v in protocol.items())
         value = f"{sign}{number['value']:.4f}{error} {number['unit']}".rstrip()
-        lines.append(f"  {number['split']:5} {number['name']:16} {value}  ({number['kind']}{', ' + about if about else ''})")
+        lines.append(
+            f"  {number['split']:5} {number['name']:16} {value}  ({number['kind']}{', ' + about if about else ''})"
+        )
     return "\n".join(lines)

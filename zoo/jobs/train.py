@@ -32,7 +32,9 @@ from zoo.training.stopping import Stopping
 from zoo.types import Prepared, can
 
 
-def train(config: dict[str, Any], name: str, *, folder: Path | None = None, allow: Sequence[str] | None = None) -> Run:
+def train(
+    config: dict[str, Any], name: str, *, folder: Path | None = None, allow: Sequence[str] | None = None
+) -> Run:
     """Train, evaluate and write down one run; returns it.
 
     config   whole, resolved and plain
@@ -50,9 +52,15 @@ def train(config: dict[str, Any], name: str, *, folder: Path | None = None, allo
     for split in ("val", "test"):
         data.has(split)
     whole = identity(config, data.fingerprints)
-    run = Run(folder) if folder else find(config["runs"], whole) or Run(Path(config["runs"]) / f"{name}-{whole[:DIGITS]}")
+    run = (
+        Run(folder)
+        if folder
+        else find(config["runs"], whole) or Run(Path(config["runs"]) / f"{name}-{whole[:DIGITS]}")
+    )
     if folder and run.identity != whole:
-        raise ValueError(f"{folder}: its data or another run that it builds on have changed; init={folder} starts a new run")
+        raise ValueError(
+            f"{folder}: its data or another run that it builds on have changed; init={folder} starts a new run"
+        )
     if run.finished and config["rerun"]:
         shutil.rmtree(run.checkpoints)
         run.metrics_path.unlink(missing_ok=True)
@@ -64,6 +72,7 @@ def train(config: dict[str, Any], name: str, *, folder: Path | None = None, allo
     for path, reason in skipped:
         print(f"skipped {path}: {reason}", file=sys.stderr)
     model = made(config, data, fresh=latest is None, **stored)
+    evaluate.check(model, config["evaluate"])
     results = {
         "status": "running",
         "identity": whole,
@@ -103,10 +112,13 @@ def train(config: dict[str, Any], name: str, *, folder: Path | None = None, allo
 def refuse(config: Mapping[str, Any]) -> None:
     """Raise ValueError for what a look at the config shows to be impossible."""
     trainer = config["trainer"]
-    if trainer["max_steps"] < 1:
-        raise ValueError(f"trainer.max_steps={trainer['max_steps']}: no step would be trained; give 1 or more")
+    for key in ("max_steps", "accumulate_grad_batches", "val_check_interval", "log_every_n_steps"):
+        if not isinstance(trainer[key], int) or trainer[key] < 1:
+            raise ValueError(f"trainer.{key}={trainer[key]}: it takes a whole number, 1 or more")
     if trainer["accelerator"] in ("gpu", "cuda") and not torch.cuda.is_available():
-        raise ValueError(f"trainer.accelerator={trainer['accelerator']}: there is no GPU here; try trainer=cpu")
+        raise ValueError(
+            f"trainer.accelerator={trainer['accelerator']}: there is no GPU here; try trainer=cpu"
+        )
     if str(trainer["precision"]).startswith("16") and not torch.cuda.is_available():
         raise ValueError(f"trainer.precision={trainer['precision']} needs a GPU; try bf16-mixed or 32-true")
     if config["data_device"] != "cpu" and not torch.cuda.is_available():
@@ -165,7 +177,9 @@ def fit(
         ),
     ]
     # Lightning counts micro-batches
-    node["val_check_interval"] = min(node["val_check_interval"], node["max_steps"]) * node["accumulate_grad_batches"]
+    node["val_check_interval"] = (
+        min(node["val_check_interval"], node["max_steps"]) * node["accumulate_grad_batches"]
+    )
     if not validated:
         node["limit_val_batches"] = 0
     trainer = build({**node, "_partial_": True}, "trainer", **stored)(
@@ -185,7 +199,9 @@ def fit(
     return trainer.strategy.root_device
 
 
-def measured(config: Mapping[str, Any], model: nn.Module, data: Loaders, run: Run, loggers: Sequence[Any] = ()) -> None:
+def measured(
+    config: Mapping[str, Any], model: nn.Module, data: Loaders, run: Run, loggers: Sequence[Any] = ()
+) -> None:
     """What the config's `evaluate` asks for, of the trained weights on disk."""
     asked = config["evaluate"]
     weights = load_weights(model, run, asked["weights"])
@@ -197,7 +213,15 @@ def measured(config: Mapping[str, Any], model: nn.Module, data: Loaders, run: Ru
         )
         evaluate.add(run, numbers)
     evaluate.sample(
-        model, data, run, "final", n=asked["n"], options=asked["sample"], seed=config["seed"], loggers=loggers, step=weights["step"]
+        model,
+        data,
+        run,
+        "final",
+        n=asked["n"],
+        options=asked["sample"],
+        seed=config["seed"],
+        loggers=loggers,
+        step=weights["step"],
     )
 
 
@@ -211,7 +235,9 @@ def finished(run: Run, config: dict[str, Any], data: Loaders, stored: Mapping[st
     return run
 
 
-def banner(config: Mapping[str, Any], model: nn.Module, data: Loaders, run: Run, latest: Path | None, trainer: Any) -> None:
+def banner(
+    config: Mapping[str, Any], model: nn.Module, data: Loaders, run: Run, latest: Path | None, trainer: Any
+) -> None:
     """What is trained, on what, for how long, and where it goes."""
     if not trainer.is_global_zero:
         return
@@ -220,10 +246,19 @@ def banner(config: Mapping[str, Any], model: nn.Module, data: Loaders, run: Run,
     each = config["batch_size"] // (accumulate * world)
     position = getattr(getattr(model, "backbone", None), "position_name", None)
     facts = data.facts
-    print(f"model     {type(model).__name__}, {count:,} parameters" + (f", position {position}" if position else ""))
-    print(f"data      {facts['name']}: {len(data.dataset('train')):,} x {tuple(facts['shape'])}, {facts['levels']} levels")
-    print(f"batch     {config['batch_size']} = {each} per device x {world} devices x {accumulate} accumulated")
-    print(f"steps     {trainer.max_steps:,} on {trainer.strategy.root_device}, {torch.get_num_threads()} threads")
+    print(
+        f"model     {type(model).__name__}, {count:,} parameters"
+        + (f", position {position}" if position else "")
+    )
+    print(
+        f"data      {facts['name']}: {len(data.dataset('train')):,} x {tuple(facts['shape'])}, {facts['levels']} levels"
+    )
+    print(
+        f"batch     {config['batch_size']} = {each} per device x {world} devices x {accumulate} accumulated"
+    )
+    print(
+        f"steps     {trainer.max_steps:,} on {trainer.strategy.root_device}, {torch.get_num_threads()} threads"
+    )
     print(f"run       {run.folder}" + (f", goes on from {latest.name}" if latest else ""), flush=True)
 
 
@@ -254,5 +289,10 @@ def quiet() -> None:
     """Silence what Lightning says of its own, which the banner says or which does not hold here."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    for message in (".*does not have many workers.*", ".*LeafSpec.*", ".*anonymous setting.*", ".*logging interval.*"):
+    for message in (
+        ".*does not have many workers.*",
+        ".*LeafSpec.*",
+        ".*anonymous setting.*",
+        ".*logging interval.*",
+    ):
         warnings.filterwarnings("ignore", message=message)

@@ -51,7 +51,9 @@ class Run:
             raise OSError(f"cannot write to {self.folder}: {error.strerror or error} ({free} free)") from None
         known = self.identity
         if known is not None and known != identity:
-            raise ValueError(f"{self.folder} belongs to another experiment ({known[:DIGITS]}), not {identity[:DIGITS]}")
+            raise ValueError(
+                f"{self.folder} belongs to another experiment ({known[:DIGITS]}), not {identity[:DIGITS]}"
+            )
         write_json(self.folder / "identity.json", {"identity": identity})
         write_yaml(self.config_path, config)
         write_json(self.folder / "environment.json", environment)

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 from zoo import chance
 from zoo.training.batches import Batches, Once, Place, pieces
 from zoo.training.facts import Gathered, batched, check, fingerprint
+from zoo.training.stopping import patient
 
 
 class Keyed:
@@ -136,6 +137,7 @@ class Loaders(LightningDataModule):
             collate_fn=same,
             num_workers=self.num_workers,
             persistent_workers=True,
+            worker_init_fn=patient,
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),  # it draws a seed for the workers, which shall not come from ours
         )

@@ -1,0 +1,327 @@
+"""Every file of configs/: it composes without torch, says what it is, and what it describes keeps its contract."""
+
+import inspect
+import json
+import math
+import subprocess
+import sys
+
+import pytest
+import yaml
+from conftest import ROOT, composed
+from hydra.utils import get_object
+from omegaconf import OmegaConf
+
+from zoo.config.build import build, targets
+from zoo.config.catalogue import bringing, options
+
+CONFIGS = ROOT / "configs"
+FILES = sorted(CONFIGS.rglob("*.yaml"))
+CHOICES = [path for path in FILES if path.parent != CONFIGS]
+MODELS = options("model")
+# what a user must give, here something that is not there: composing reads no data
+ASKED = {
+    "dataset=own_images": ["dataset.shape=[1,8,8]"],
+    "dataset=own_text": ["dataset.source.root=nowhere.txt"],
+}
+# where a group stands in the defaults list, if not at its own name
+PLACES = {"evaluation": "evaluation@evaluate"}
+# arguments that the house gives itself, beside those that are positional and required
+GIVEN = {
+    "mixer": {"causal", "position"},
+    "position": {"heads", "depth"},
+    "tokens": {"model"},
+    "logger": {"name", "config", "group", "job_type"},
+}
+# small spaces of every kind: shape, levels, classes
+SPACES = {
+    "images": ([1, 8, 8], 17, 3),
+    "binary": ([1, 8, 8], 2, None),
+    "colours": ([3, 8, 8], 256, 3),
+    "tokens": ([12], 7, None),
+    "reals": ([4, 8, 8], None, 3),
+}
+# what makes a model small enough for a test
+SMALL = {"transformer": ["model.dim=16", "model.depth=2"]}
+
+
+def name(path):
+    return path.relative_to(CONFIGS).with_suffix("").as_posix()
+
+
+def words(path):
+    """The command line that chooses a file."""
+    group, _, choice = name(path).partition("/")
+    chosen = [*(bringing(group)[:1]), f"{PLACES.get(group, group)}={choice}"]
+    if any("dataset=" in word and yaml_of(f"dataset/{word[8:]}")["kind"] == "text" for word in chosen):
+        chosen.insert(0, "model=transformer")
+    return chosen + [word for key in chosen for word in ASKED.get(key, [])]
+
+
+def yaml_of(path):
+    return yaml.safe_load((CONFIGS / f"{path}.yaml").read_text()) or {}
+
+
+@pytest.fixture
+def no_data(monkeypatch):
+    """Facts that are read off data are replaced by a number: a config must compose without its data."""
+    from zoo.config import resolvers
+
+    monkeypatch.setattr(resolvers, "vocabulary_size", lambda source: 65)
+    yield
+    monkeypatch.undo()
+    resolvers.register()
+
+
+@pytest.mark.parametrize("path", FILES, ids=name)
+def test_a_file_opens_with_a_sentence_and_its_lines_are_not_too_long(path):
+    first = path.read_text().splitlines()[0]
+    assert first.startswith("# ")
+    assert len(first) > 20
+
+
+@pytest.mark.parametrize("path", CHOICES, ids=name)
+def test_every_choice_composes_and_is_what_its_file_says(path, no_data):
+    config = OmegaConf.to_container(composed("train", *words(path)), resolve=True)
+    group, _, choice = name(path).partition("/")
+    own = yaml_of(name(path))
+    if "@package" in path.read_text().splitlines()[1]:
+        node = config
+    else:
+        node = config[PLACES.get(group, group).rpartition("@")[2]]
+    for key, value in own.items():
+        if key != "defaults" and not isinstance(value, dict | list) and "${" not in str(value):
+            assert node[key] == value or value == "???", f"{choice}: {key}"
+    if group == "dataset":
+        assert config["dataset"]["name"] == choice
+        assert config["model"]["shape"] == config["dataset"]["shape"]
+        assert config["model"]["levels"] == config["dataset"]["levels"]
+
+
+@pytest.mark.parametrize("command", ["evaluate", "sample"])
+def test_the_other_commands_compose(command):
+    config = OmegaConf.to_container(composed(command, "run=runs/one", "n=3", "++sample.temperature=0.9"))
+    assert (config["run"], config["n"], config["sample"]) == ("runs/one", 3, {"temperature": 0.9})
+
+
+def test_showing_any_config_imports_no_torch():
+    lines = [words(path) for path in CHOICES]
+    code = """
+import contextlib, io, json, sys
+from train import main
+for words in json.load(sys.stdin):
+    sys.argv = ["train.py", *words, "--cfg", "job"]
+    shown = io.StringIO()
+    with contextlib.redirect_stdout(shown):
+        main()
+    assert "batch_size: " in shown.getvalue(), words
+    if found := {"torch", "lightning", "wandb", "datasets", "numpy"} & set(sys.modules):
+        sys.exit(f"{words} imports {found}")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, input=json.dumps(lines), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def nodes():
+    """Every mapping with `_target_` in any file, once: file, place, node."""
+    seen = set()
+    for path in CHOICES:
+        group = path.parent.name
+        if group in ("debug", "evaluation"):
+            continue
+        config = OmegaConf.to_container(composed("train", *words(path))[group], resolve=False)
+        for place, node in targets(config, group):
+            if (node["_target_"], *node) not in seen:
+                seen.add((node["_target_"], *node))
+                yield pytest.param(group, place, node, id=f"{name(path)}:{place}")
+
+
+@pytest.mark.parametrize(("group", "place", "node"), nodes())
+def test_keys_are_the_arguments_of_the_constructor(group, place, node):
+    target = get_object(node["_target_"])
+    parameters = inspect.signature(target).parameters
+    keys = {key for key in node if not key.startswith("_")}
+    if group == "optimizer":
+        keys -= {"groups"}  # parameter groups, which zoo.training.optimizers makes
+    assert keys <= set(parameters), f"{node['_target_']} has no {keys - set(parameters)}"
+    if node["_target_"].startswith("zoo."):
+        house = {p.name for p in parameters.values() if p.default is p.empty and node.get("_partial_")}
+        missing = set(parameters) - keys - house - GIVEN.get(group, set())
+        assert not missing, f"{place} leaves out {missing}"
+
+
+def made(model, space):
+    """A model on a small space, None where it cannot be made for it; with a batch of its data."""
+    import torch
+
+    from zoo.types import Unfit
+
+    shape, levels, classes = SPACES[space]
+    facts = [
+        f"dataset.shape={shape}",
+        f"dataset.levels={json.dumps(levels)}",
+        f"dataset.classes={json.dumps(classes)}",
+    ]
+    config = composed("train", f"model={model}", *facts, *SMALL.get(model, []))
+    node = OmegaConf.to_container(config, resolve=True)["model"]
+    torch.manual_seed(0)
+    try:
+        built = build(node, "model")
+    except Unfit as error:
+        assert not error.fits(_space(shape, levels)), "what it says to fit, it must take"
+        return None
+    x = torch.randint(levels, (6, *shape)) if levels else torch.randn(6, *shape)
+    if levels and levels <= 256 and len(shape) == 3:
+        x = x.to(torch.uint8)
+    y = torch.randint(classes, (6,)) if classes else None
+    return prepared(built, x, y), x, y
+
+
+def _space(shape, levels):
+    from zoo.types import Space
+
+    return Space(tuple(shape), levels)
+
+
+def prepared(model, x, y):
+    from zoo.types import Prepared, can
+
+    if can(model, Prepared):
+        model.prepare([{"x": x} if y is None else {"x": x, "y": y}])
+    return model
+
+
+@pytest.fixture(params=[(model, space) for model in MODELS for space in SPACES], ids=" ".join, scope="module")
+def subject(request):
+    found = made(*request.param)
+    if found is None:
+        return None
+    return (*found, SPACES[request.param[1]])
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_every_model_fits_some_data(model):
+    assert any(made(model, space) for space in SPACES)
+
+
+def test_the_loss_is_a_finite_scalar_that_follows_from_the_seed(subject):
+    import torch
+
+    if subject is None:
+        return
+    model, x, y, _ = subject
+    terms = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        terms.append(model.loss(x, y))
+    assert terms[0]["loss"].dim() == 0
+    for name, value in terms[0].items():
+        assert value.dim() == 0
+        assert math.isfinite(value), name
+        assert torch.equal(value, terms[1][name]), name
+
+
+def test_the_loss_reaches_every_parameter_and_changes_none(subject):
+    import torch
+
+    if subject is None:
+        return
+    model, x, y, _ = subject
+    model.train()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    model.zero_grad()
+    model.loss(x, y)["loss"].backward()
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.grad is not None, name
+            assert parameter.grad.isfinite().all(), name
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_samples_are_of_the_datas_kind(subject):
+    from zoo.types import Sampler, can
+
+    if subject is None or not can(subject[0], Sampler):
+        return
+    model, _, y, (shape, levels, _) = subject
+    x = model.eval().sample(3, None if y is None else y[:3])
+    assert x.shape == (3, *shape)
+    assert x.is_floating_point() == (levels is None)
+    if levels:
+        assert 0 <= x.min()
+        assert x.max() < levels
+    assert not x.requires_grad
+
+
+def test_log_prob_is_one_number_an_example_of_a_known_kind(subject):
+    from zoo.types import Density, can
+
+    if subject is None or not can(subject[0], Density):
+        return
+    model, x, y, _ = subject
+    log_p = model.eval().log_prob(x, y)
+    assert log_p.shape == (len(x),)
+    assert log_p.isfinite().all()
+    assert model.kind in ("exact", "lower bound", "estimate")
+
+
+def test_a_state_dict_is_all_that_a_model_is(subject, request):
+    import torch
+
+    if subject is None:
+        return
+    model, x, y, _ = subject
+    other = made(*request.node.callspec.params["subject"])[0]
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.add_(1.0)
+    other.load_state_dict(model.state_dict())
+    losses = []
+    for one in (model.eval(), other.eval()):
+        torch.manual_seed(3)
+        losses.append(one.loss(x, y)["loss"])
+    assert torch.equal(*losses)
+
+
+def test_a_models_methods_have_the_contracts_signatures(subject):
+    from zoo.types import Density, Sampler, Trainable, can
+
+    if subject is None:
+        return
+    model = subject[0]
+    assert can(model, Trainable)
+    for contract, method, first in (
+        (Trainable, "loss", "x"),
+        (Density, "log_prob", "x"),
+        (Sampler, "sample", "n"),
+    ):
+        if not can(model, contract):
+            continue
+        one, label, *more = inspect.signature(getattr(model, method)).parameters.values()
+        assert (one.name, label.name, label.default) == (first, "y", None)
+        assert all(p.kind is p.KEYWORD_ONLY and p.default is not p.empty for p in more), method
+
+
+def test_a_model_can_what_it_has_methods_for(subject):
+    from zoo import types
+
+    if subject is None:
+        return
+    model = subject[0]
+    contracts = {
+        types.Trainable: ("loss",),
+        types.Sampler: ("sample",),
+        types.Density: ("log_prob", "kind"),
+        types.Codec: ("encode", "decode", "latent"),
+        types.Prepared: ("prepare",),
+        types.Scheduled: ("at",),
+        types.Measured: ("statistics", "summarize"),
+    }
+    for contract, names in contracts.items():
+        has = all(hasattr(model, attribute) for attribute in names)
+        if callable(getattr(model, "can", None)):
+            assert has or not types.can(model, contract), contract
+        else:
+            assert types.can(model, contract) == has, contract
