@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from benchmarks.measure import Row, interleaved, over
 from torch.utils.data import DataLoader, Subset
 
+from benchmarks.measure import Row, interleaved, over
 from zoo.data.arrays import Arrays, CropFlip
 from zoo.training.loaders import Loaders
 

@@ -10,9 +10,9 @@ from functools import partial
 from typing import Any
 
 import torch
-from benchmarks.measure import INSTALL, Row, interleaved, ms, over
 from torch import Tensor, nn
 
+from benchmarks.measure import INSTALL, Row, interleaved, ms, over
 from zoo.models import Autoregressive
 from zoo.nn import Attention
 
@@ -73,7 +73,13 @@ class Theirs:
         from transformers import GPT2Config, GPT2LMHeadModel
 
         config = GPT2Config(
-            vocab_size=VOCABULARY, n_positions=2 * BEFORE, n_embd=DIM, n_layer=DEPTH, n_head=HEADS
+            vocab_size=VOCABULARY,
+            n_positions=2 * BEFORE,
+            n_embd=DIM,
+            n_layer=DEPTH,
+            n_head=HEADS,
+            bos_token_id=None,
+            eos_token_id=None,
         )
         self.model: nn.Module = GPT2LMHeadModel(config).eval()
 

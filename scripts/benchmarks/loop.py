@@ -5,9 +5,10 @@ from collections.abc import Iterator
 from functools import partial
 
 import torch
+from torch import Tensor, nn
+
 from benchmarks.measure import Row, interleaved, ms, over
 from benchmarks.training import empty, ours, plain
-from torch import Tensor, nn
 
 ON = "callbacks Stopping, Finite, Progress on a terminal, Checkpoints every 1,000; MetricsLog every 50 steps"
 

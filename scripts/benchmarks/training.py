@@ -129,7 +129,8 @@ def ours(
 
 def train(model: nn.Module, x: Tensor, steps: int, terminal: Terminal, *, every: int = 1000) -> None:
     """Train as train.py does: with checkpoints, a CSV, a bar on a terminal, keyed chance, a look for nan."""
-    facts: dict[str, Any] = {"name": "benchmark", "shape": list(x.shape[1:]), "levels": None}
+    levels = None if x.is_floating_point() else 256
+    facts: dict[str, Any] = {"name": "benchmark", "shape": list(x.shape[1:]), "levels": levels}
     loaders = Loaders(partial(only_train, x), facts, batch_size=BATCH, seed=0)
     with tempfile.TemporaryDirectory() as folder, silent():
         stopping = Stopping("")

@@ -9,10 +9,10 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from benchmarks.measure import Row, interleaved, ms, over
-from benchmarks.training import ADAMW
 from torch import Tensor, nn
 
+from benchmarks.measure import Row, interleaved, ms, over
+from benchmarks.training import ADAMW
 from zoo.models import Autoregressive
 from zoo.nn import Attention, NoPosition, Rotary
 
@@ -32,7 +32,7 @@ class Plain(nn.Module):
         h = self.tokens(x) + self.places(torch.arange(x.shape[1]))
         for block in self.blocks:
             h = block(h)
-        return F.cross_entropy(self.head(self.norm(h)).view(-1, VOCABULARY), y.view(-1))
+        return F.cross_entropy(self.head(self.norm(h)).view(-1, VOCABULARY), y.reshape(-1))
 
 
 class PlainBlock(nn.Module):

@@ -14,10 +14,10 @@ from functools import partial
 from typing import Any
 
 import torch
-from benchmarks.measure import INSTALL, Row, interleaved, ms, over
-from benchmarks.training import ADAMW, BATCH, Terminal, train
 from torch import Tensor, nn
 
+from benchmarks.measure import INSTALL, Row, interleaved, ms, over
+from benchmarks.training import ADAMW, BATCH, Terminal, train
 from zoo.models import VAE
 from zoo.nn import MLP
 

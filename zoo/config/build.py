@@ -135,7 +135,7 @@ def fits(value: Any, hint: Any) -> bool:
         return value is None
     if value is None or isinstance(value, str | int | float | bool):
         # a scalar where an object, a list or a tensor belongs
-        return hint is Any or origin is None and not inspect.isclass(hint) or accepts_scalar(hint)
+        return hint is Any or (origin is None and not inspect.isclass(hint)) or accepts_scalar(hint)
     return True
 
 
