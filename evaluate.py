@@ -19,6 +19,7 @@ def main(config):
             weights=weights,
             seed=asked["seed"],
             batch_size=asked["batch_size"],
+            examples=asked["examples"],
         )
         evaluate.add(run, numbers)
         print(evaluate.told(numbers))

@@ -50,7 +50,9 @@ def finished(tmp_path_factory):
     import commands
 
     folder = tmp_path_factory.mktemp("finished")
-    done = commands.train(folder, "trainer.max_steps=20", "checkpoint_every=10", "optimizer.lr=0.01")
+    done = commands.train(
+        folder, "trainer.max_steps=20", "trainer.val_check_interval=10", "optimizer.lr=0.01"
+    )
     assert done.code == 0, done.err
     return commands.only(folder)
 

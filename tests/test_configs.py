@@ -86,7 +86,7 @@ def test_every_choice_composes_and_is_what_its_file_says(path, no_data):
     config = OmegaConf.to_container(composed("train", *words(path)), resolve=True)
     group, _, choice = name(path).partition("/")
     own = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
-    if "@package" in path.read_text().splitlines()[1]:
+    if path.read_text().startswith("# @package _global_"):
         node = config
     else:
         node = config[PLACES.get(group, group).rpartition("@")[2]]

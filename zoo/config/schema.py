@@ -41,8 +41,9 @@ class Evaluate:
 
     run: str = "???"
     weights: str = "best"
-    splits: list[str] = field(default_factory=lambda: ["val", "test"])
+    splits: list[str] = field(default_factory=lambda: ["test"])
     batch_size: int | None = None
+    examples: int | None = None
     seed: int = 0
     data_dir: str = "data"
     device: str = "auto"

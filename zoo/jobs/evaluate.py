@@ -3,12 +3,13 @@
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 from torch import Tensor, nn
 
 from zoo.config import build
+from zoo.config.build import fits
 from zoo.evaluation import draw, health, likelihood, options_in_force, save
 from zoo.jobs import data as jobs_data
 from zoo.loading import device_of, restored
@@ -53,7 +54,12 @@ def check(model: nn.Module, asked: Mapping[str, Any]) -> None:
         raise ValueError(f"n={asked['n']}: 0 or more samples can be drawn")
     for contract, name in ((Density, "log_prob"), (Sampler, "sample")):
         if can(model, contract):
-            options_in_force(getattr(model, name), asked[name], name)
+            hints = get_type_hints(getattr(model, name))
+            for option in options_in_force(getattr(model, name), asked[name], name):
+                if option in asked[name] and not fits(value := asked[name][option], hints.get(option, Any)):
+                    raise ValueError(
+                        f"{name}.{option}={value!r}: the model's {name} takes {hints[option]} there"
+                    )
 
 
 def measure(
@@ -65,34 +71,38 @@ def measure(
     weights: Mapping[str, Any],
     seed: int = 0,
     batch_size: int | None = None,
+    examples: int | None = None,
 ) -> list[dict[str, Any]]:
-    """All that a model's contracts offer, over those of the splits that there are, the test split first.
+    """All that a model's contracts offer, over those of the splits that there are, the test split first; over val
+    where there are none of them.
 
     weights     which weights these are (which, averaged, step): it stands in every number
-    Raises ValueError for options that the model's log_prob has not, and for splits of which there is none.
+    examples    only so many of each split, evenly spread; it stands in the protocol
+    Raises ValueError for options that the model's log_prob has not.
     """
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size={batch_size} must be at least 1; null takes that of the training")
     batch_size = batch_size or loaders.batch_size
     there = [split for split in SPLITS if split in splits and loaders.has(split)]
-    if not there:
-        raise ValueError(f"{loaders.facts['name']} has none of the splits {', '.join(splits)}")
+    there = there or [split for split in ("val", "train") if loaders.has(split)][:1]
     device = next(model.parameters()).device
     stamp = {"weights": dict(weights), "version": version(), "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
     numbers: list[dict[str, Any]] = []
     for split in there:
         dataset = loaders.dataset(split)
         protocol = {**getattr(dataset, "protocol", {}), **getattr(model, "protocol", {})}
+        counts = getattr(dataset, "counts", None)
+        if examples is not None and examples < len(dataset):
+            protocol["examples"] = f"{examples} evenly spread of {len(dataset)}"
+            counts = None  # they are of the whole split
         common: dict[str, Any] = {"split": split, "protocol": protocol, "seed": seed}
         if can(model, Density):
-            counts = getattr(dataset, "counts", None)
-            batches = on(device, loaders.loader(split, batch_size))
+            batches = on(device, loaders.loader(split, batch_size, examples))
             numbers += likelihood(
                 model, batches, facts=loaders.facts, options=log_prob, counts=counts, **common
             )
         if can(model, Measured):
-            batches = on(device, loaders.loader(split, batch_size))
-            numbers += health(model, batches, **common)
+            numbers += health(model, on(device, loaders.loader(split, batch_size, examples)), **common)
     return [{**number, **stamp} for number in numbers]
 
 

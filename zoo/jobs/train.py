@@ -206,12 +206,16 @@ def measured(
     asked = config["evaluate"]
     weights = load_weights(model, run, asked["weights"])
     model.eval()
-    splits = [split for split in asked["splits"] if data.has(split)]
-    if splits:
-        numbers = evaluate.measure(
-            model, data, splits=splits, log_prob=asked["log_prob"], weights=weights, seed=config["seed"]
-        )
-        evaluate.add(run, numbers)
+    numbers = evaluate.measure(
+        model,
+        data,
+        splits=asked["splits"],
+        log_prob=asked["log_prob"],
+        weights=weights,
+        seed=config["seed"],
+        examples=asked["examples"],
+    )
+    evaluate.add(run, numbers)
     evaluate.sample(
         model,
         data,

@@ -76,21 +76,28 @@ class Once(Sampler):
     """Each example of a split exactly once over all ranks, in order, as (place, indices); place has no epoch.
 
     All ranks get equally many batches, none of them empty: what is too little for all joins the batch before.
-    `size` is the number of examples per batch and rank.
+    size    examples per batch and rank
+    some    only so many examples, evenly spread over the split; None: all
     Raises ValueError where there are fewer examples than ranks.
     """
 
-    def __init__(self, n: int, size: int, *, seed: int, split: str, world: int = 1, rank: int = 0) -> None:
-        if n < world:
-            raise ValueError(f"{split} has {n} examples for {world} devices; try trainer.devices={max(1, n)}")
-        self.n, self.size, self.seed, self.split, self.world, self.rank = (
-            n,
-            size * world,
-            seed,
-            split,
-            world,
-            rank,
-        )
+    def __init__(
+        self,
+        n: int,
+        size: int,
+        *,
+        seed: int,
+        split: str,
+        world: int = 1,
+        rank: int = 0,
+        some: int | None = None,
+    ) -> None:
+        self.all, self.n = n, n if some is None else min(n, some)
+        if self.n < world:
+            raise ValueError(
+                f"{split} has {self.n} examples for {world} devices; try trainer.devices={max(1, n)}"
+            )
+        self.size, self.seed, self.split, self.world, self.rank = size * world, seed, split, world, rank
 
     def __len__(self) -> int:
         whole, rest = divmod(self.n, self.size)
@@ -100,7 +107,7 @@ class Once(Sampler):
         for batch in range(len(self)):
             end = (batch + 1) * self.size if batch + 1 < len(self) else self.n
             place = ("data", self.seed, self.split, batch, self.rank)
-            yield place, torch.arange(batch * self.size + self.rank, end, self.world)
+            yield place, torch.arange(batch * self.size + self.rank, end, self.world) * self.all // self.n
 
 
 def pieces(batch_size: int, accumulate: int, world: int) -> int:

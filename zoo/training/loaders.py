@@ -111,8 +111,11 @@ class Loaders(LightningDataModule):
         self.dataset("train")
         self.has("val")
 
-    def loader(self, split: str, size: int | None = None) -> Direct | DataLoader:
-        """Training's micro-batches for "train"; for others each example once, `size` to a batch and rank."""
+    def loader(self, split: str, size: int | None = None, some: int | None = None) -> Direct | DataLoader:
+        """Training's micro-batches for "train"; for others each example once, `size` to a batch and rank.
+
+        some    only so many examples, evenly spread over the split
+        """
         dataset = self.dataset(split)
         world, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
         if split == "train" and size is None:
@@ -127,7 +130,7 @@ class Loaders(LightningDataModule):
             batches.start(*self.begin)
         else:
             size = size or self.batch_size // pieces(self.batch_size, self.accumulate, world)
-            batches = Once(len(dataset), size, seed=self.seed, split=split, world=world, rank=rank)
+            batches = Once(len(dataset), size, seed=self.seed, split=split, world=world, rank=rank, some=some)
         if self.num_workers == 0:
             return Direct(Keyed(dataset), batches)
         return DataLoader(
