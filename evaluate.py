@@ -32,12 +32,9 @@ def main(config):
             options=asked["sample"],
             seed=asked["seed"],
             loggers=logs,
+            step=weights["step"],
         )
-        for log in logs:
-            log.log_metrics(
-                {f"{number['split']}/{number['name']}": number["value"] for number in numbers},
-                weights["step"],
-            )
+        evaluate.show(numbers, logs, weights["step"])
     finally:
         for log in logs:
             log.finish()

@@ -10,6 +10,8 @@ import json
 import sys
 import traceback
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 from benchmarks.measure import Row, machine, table
@@ -23,6 +25,11 @@ SECTIONS = {
     "generation": "a Transformer's tokens, one by one",
     "start": "train.py, from nothing to samples",
 }
+
+
+def measured(name: str) -> list[Row]:
+    """A section's rows; in a process of its own, for what was measured before changes the memory's state."""
+    return list(importlib.import_module(f"benchmarks.{name}").rows())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -39,7 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name in told.sections or SECTIONS:
         print(f"{name}: {SECTIONS[name]} ...", file=sys.stderr, flush=True)
         try:
-            rows += importlib.import_module(f"benchmarks.{name}").rows()
+            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as fresh:
+                rows += fresh.submit(measured, name).result()
         except Exception as error:
             traceback.print_exc()
             rows.append(Row(name, note=f"failed: {type(error).__name__}: {error}"))

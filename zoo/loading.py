@@ -10,6 +10,7 @@ from torch import nn
 from zoo.config import build
 from zoo.runs import Run
 from zoo.training import checkpoint_files as files
+from zoo.types import Scheduled, can
 
 
 def load(
@@ -52,6 +53,8 @@ def load_weights(model: nn.Module, run: Run, weights: str = "best") -> dict[str,
                 f"{path} does not fit {type(model).__name__}: {name} is {sides[0]} there, {sides[1]} in the file"
             )
     model.load_state_dict(state)
+    if can(model, Scheduled):
+        model.at(int(checkpoint["place"]["step"]))
     return {"which": which, "averaged": "raw" in checkpoint, "step": int(checkpoint["place"]["step"])}
 
 
@@ -70,9 +73,12 @@ def weights_path(run: Run, weights: str) -> tuple[Path, str]:
 
 
 def device_of(name: str) -> torch.device:
-    """auto: a GPU where there is one. ValueError for CUDA that is not there."""
+    """auto: a GPU where there is one. ValueError for what is no device, and for CUDA that is not there."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"device={name}: there is no CUDA device here; try device=cpu")
-    return torch.device(name)
+    try:
+        return torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"device={name}: no such device; auto, cpu, cuda, cuda:1, mps") from None

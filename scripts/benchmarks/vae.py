@@ -11,13 +11,14 @@ import logging
 import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from benchmarks.measure import INSTALL, Row, interleaved, ms, over
-from benchmarks.training import ADAMW, BATCH, Terminal, train
+from benchmarks.training import ADAMW, BATCH, Terminal, gathered, train
 from zoo.models import VAE
 from zoo.nn import MLP
 
@@ -32,7 +33,7 @@ def rows() -> Iterator[Row]:
     torch.set_num_threads(1)
     x = (torch.rand(STEPS * BATCH, 1, 28, 28) < 0.13).to(torch.uint8)
     yield from steps(x[:BATCH])
-    yield training(x)
+    yield from training(x)
 
 
 def steps(x: Tensor) -> Iterator[Row]:
@@ -55,18 +56,27 @@ def steps(x: Tensor) -> Iterator[Row]:
         )
 
 
-def training(x: Tensor) -> Row:
-    """One epoch, with all that each of them does around its steps."""
-    floats = x.float()
-    seconds = interleaved({"ours": partial(train_ours, x), "theirs": partial(train_theirs, floats)}, 7)
-    return Row(
-        "a VAE's training",
-        ms(seconds["ours"], STEPS),
-        ms(seconds["theirs"], STEPS),
-        over(seconds["ours"], seconds["theirs"]),
-        most=0.55,
-        note=f"pythae's trainer; an epoch of {STEPS} steps with start and end, per step; callbacks as in the loop",
-    )
+def training(x: Tensor) -> Iterator[Row]:
+    """One epoch, with all that each of them does around its steps; and a loop that does nothing around them."""
+    candidates = {
+        "ours": partial(train_ours, x),
+        "plain": partial(train_plain, x),
+        "theirs": partial(train_theirs, x.float()),
+    }
+    seconds = interleaved(candidates, 9)
+    about = f"pythae's trainer; an epoch of {STEPS} steps with start and end, told per step"
+    for name, what, most, note in (
+        ("ours", "a VAE's training", 0.55, "; callbacks as in the loop"),
+        ("plain", "the same, ours in a plain PyTorch loop", None, ""),
+    ):
+        yield Row(
+            what,
+            ms(seconds[name], STEPS),
+            ms(seconds["theirs"], STEPS),
+            over(seconds[name], seconds["theirs"]),
+            most=most,
+            note=about + note,
+        )
 
 
 def ours() -> VAE:
@@ -102,6 +112,15 @@ def step(
 
 def train_ours(x: Tensor) -> None:
     train(ours(), x, STEPS, Terminal())
+
+
+def train_plain(x: Tensor) -> None:
+    model = ours()
+    optimizer = ADAMW(model.parameters())
+    for batch in islice(gathered(x), STEPS):
+        optimizer.zero_grad()
+        model.loss(**batch)["loss"].backward()
+        optimizer.step()
 
 
 def train_theirs(x: Tensor) -> None:

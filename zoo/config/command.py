@@ -30,7 +30,7 @@ def command(config_name: str) -> Callable[[Callable[[Any], Any]], Callable[[], N
         def main() -> None:
             trace = "debug=trace" in sys.argv
             os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing; explain prints
-            sys.argv[1:] = [f"++{word}" if word.startswith(FREE) else word for word in sys.argv[1:]]
+            sys.argv[1:] = [readable(word) for word in sys.argv[1:]]
             from zoo.config.resolvers import register as register_resolvers
 
             register()
@@ -59,6 +59,14 @@ def command(config_name: str) -> Callable[[Callable[[Any], Any]], Callable[[], N
         return main
 
     return decorate
+
+
+def readable(word: str) -> str:
+    """A word as Hydra can take it: options of the model's methods are added, and key=~/x has its home folder."""
+    key, equal, value = word.partition("=")
+    if equal and value.startswith("~/"):
+        word = f"{key}={os.path.expanduser(value)}"
+    return f"++{word}" if word.startswith(FREE) else word
 
 
 def sweeping() -> bool:

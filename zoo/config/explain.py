@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from zoo.config.catalogue import CONFIGS, bringing, group_names, spaces
+from zoo.config.catalogue import CONFIGS, bringing, folders, group_names, spaces
 
 
 class Told(Exception):
@@ -109,15 +109,17 @@ def keys(config_name: str | None) -> list[str]:
 
     if config_name is None:
         return []
+    own = ",".join(f"file://{folder.resolve()}" for folder in folders()[1:])
+    path = [f"hydra.searchpath=[{own}]"] if own else []
     choices = [
         w for w in sys.argv[1:] if re.fullmatch(r"[\w/@]+=[\w\-/]+", w) and w.split("=")[0] in group_names()
     ]
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         try:
-            config = compose(config_name, overrides=choices)
+            config = compose(config_name, overrides=path + choices)
         except Exception:  # a choice itself is wrong: the keys of the plain config then
-            config = compose(config_name)
+            config = compose(config_name, overrides=path)
     return [name for name, _ in leaves(OmegaConf.to_container(config, resolve=False), inner=True)]
 
 

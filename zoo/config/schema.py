@@ -17,8 +17,8 @@ class Train:
     data_device: str = "cpu"
     ema: float | None = None
     gradient_checkpointing: Any = "none"
-    checkpoint_every: int = 1000
-    keep: int = 2
+    checkpoint_every: int | None = 1000
+    keep: int | None = 2
     threads: int | None = None
     init: str | None = None
     resume: str | None = None

@@ -26,7 +26,8 @@ def loaders(config: Mapping[str, Any], *, stored: bool = False, allow: Sequence[
 def relocated(config: dict[str, Any], data_dir: str) -> dict[str, Any]:
     """A stored config whose data lie under another data_dir than where it was trained."""
     source, before = config["dataset"]["source"], config["data_dir"]
-    if isinstance(source.get("root"), str) and source["root"].startswith(before):
-        source["root"] = data_dir + source["root"][len(before) :]
+    root = source.get("root")
+    if isinstance(root, str) and f"{root}/".startswith(f"{before}/"):
+        source["root"] = data_dir + root[len(before) :]
     config["data_dir"] = data_dir
     return config

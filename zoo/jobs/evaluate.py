@@ -32,13 +32,16 @@ def opened(asked: Mapping[str, Any]) -> tuple[Run, dict[str, Any], nn.Module, Lo
 
 
 def loggers(
-    nodes: Mapping[str, Any] | None, run: Run, config: dict[str, Any], job_type: str = "train"
+    nodes: Mapping[str, Any] | None, run: Run, config: dict[str, Any], job_type: str = "train", **stored: Any
 ) -> list[Any]:
-    """The loggers that a config names, besides the run's own folder; whoever asked for them finishes them."""
+    """The loggers that a config names, besides the run's own folder; whoever asked for them finishes them.
+
+    stored is zoo.config.build's: whether the names come from a run's folder, and which packages they may name.
+    """
     group = Path(config["runs"]).name
     about = {"name": run.folder.name, "config": config, "group": group, "job_type": job_type}
     return [
-        build(node, f"logger.{name}")(run.folder, run.identity, **about)
+        build(node, f"logger.{name}", **stored)(run.folder, run.identity, **about)
         for name, node in (nodes or {}).items()
     ]
 
@@ -125,6 +128,12 @@ def add(run: Run, numbers: Sequence[Mapping[str, Any]]) -> None:
     run.write_results(results)
 
 
+def show(numbers: Sequence[Mapping[str, Any]], logs: Sequence[Any], step: int) -> None:
+    """Numbers in the loggers, as test/nats."""
+    for log in logs:
+        log.log_metrics({f"{number['split']}/{number['name']}": number["value"] for number in numbers}, step)
+
+
 def sample(
     model: nn.Module,
     loaders: Loaders,
@@ -141,9 +150,13 @@ def sample(
     """Draw n samples into the run's folder, as a picture or as text; returns the file's path, None if it cannot."""
     if n == 0 or not can(model, Sampler):
         return None
-    x, _ = draw(model, n, y=y, options=options, seed=seed)
+    x, force = draw(model, n, y=y, options=options, seed=seed)
     split = next(split for split in ("train", "val", "test") if loaders.has(split))
     path, shown = save(x, loaders.facts, run.samples / name, getattr(loaders.dataset(split), "decode", None))
+    told = {k: v.tolist() if isinstance(v, Tensor) else v for k, v in force.items()}
+    results = run.results
+    results.setdefault("samples", {})[path.name] = {"n": n, "seed": seed, "options": told, "step": step}
+    run.write_results(results)
     for logger in loggers:
         if hasattr(logger, "samples"):
             logger.samples(step, shown[None] if isinstance(shown, Tensor) else shown)
@@ -156,6 +169,18 @@ def prompt(loaders: Loaders, text: str, n: int) -> Tensor:
     if encode is None:
         raise ValueError(f"prompt={text!r}: {loaders.facts['name']} is no text")
     return encode(text).expand(n, -1)
+
+
+def labels(model: nn.Module, loaders: Loaders, y: int | None, n: int) -> Tensor | None:
+    """One label for n samples, (n,). ValueError where the model takes none, or the data have no such class."""
+    if y is None:
+        return None
+    classes = loaders.facts.get("classes")
+    if not getattr(model, "conditional", False):
+        raise ValueError(f"y={y}: this {type(model).__name__} was not trained with labels (conditional=true)")
+    if not classes or not 0 <= y < classes:
+        raise ValueError(f"y={y}: {loaders.facts['name']} has the classes 0 to {(classes or 0) - 1}")
+    return torch.full((n,), y, device=next(model.parameters()).device)
 
 
 def told(numbers: Sequence[Mapping[str, Any]]) -> str:

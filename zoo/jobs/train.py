@@ -17,7 +17,7 @@ from zoo import chance
 from zoo.config import build
 from zoo.jobs import evaluate
 from zoo.jobs.data import loaders as make_loaders
-from zoo.loading import load_weights
+from zoo.loading import device_of, load_weights
 from zoo.nn.checkpointing import checkpoint_blocks
 from zoo.runs import DIGITS, Run, environment, find, identity, version
 from zoo.training import checkpoint_files as files
@@ -63,6 +63,7 @@ def train(
         )
     if run.finished and config["rerun"]:
         shutil.rmtree(run.checkpoints)
+        shutil.rmtree(run.samples)
         run.metrics_path.unlink(missing_ok=True)
         run.results_path.unlink()
     if run.finished:
@@ -73,6 +74,7 @@ def train(
         print(f"skipped {path}: {reason}", file=sys.stderr)
     model = made(config, data, fresh=latest is None, **stored)
     evaluate.check(model, config["evaluate"])
+    before = run.results.get("seconds", 0.0)
     results = {
         "status": "running",
         "identity": whole,
@@ -82,16 +84,16 @@ def train(
         "data": dict(data.fingerprints),
         "config": config,
         "numbers": [],
-        "seconds": run.results.get("seconds", 0.0),
+        "seconds": before,
     }
     run.write_results(results)
     started = time.monotonic()
-    loggers = evaluate.loggers(config["logger"], run, config)
+    loggers = evaluate.loggers(config["logger"], run, config, **stored)
     failed = True
     try:
         device = fit(config, model, data, run, latest, loggers, stored)
         results |= {"steps": config["trainer"]["max_steps"], "peak_memory_mb": peak_memory(device)}
-        results["seconds"] += round(time.monotonic() - started, 1)
+        results["seconds"] = round(before + time.monotonic() - started, 1)
         run.write_results(results)
         measured(config, model.to(device), data, run, loggers)
         run.write_results(run.results | {"status": "finished"})
@@ -99,8 +101,8 @@ def train(
     except BaseException as error:
         stop = isinstance(error, SystemExit | KeyboardInterrupt)
         reason = {} if stop else {"reason": f"{type(error).__name__}: {error}"}
-        seconds = round(results["seconds"] + time.monotonic() - started, 1)
-        run.write_results(results | {"status": "stopped" if stop else "failed", "seconds": seconds, **reason})
+        seconds = round(before + time.monotonic() - started, 1)
+        run.write_results(run.results | {"status": "stopped" if stop else "failed", "seconds": seconds, **reason})
         raise
     finally:
         for logger in loggers:
@@ -216,6 +218,7 @@ def measured(
         examples=asked["examples"],
     )
     evaluate.add(run, numbers)
+    evaluate.show(numbers, loggers, weights["step"])
     evaluate.sample(
         model,
         data,
@@ -233,7 +236,8 @@ def finished(run: Run, config: dict[str, Any], data: Loaders, stored: Mapping[st
     """Tell what a finished run found; what is asked of it anew is measured, with nothing trained."""
     print(f"{run.folder} is finished already (rerun=true repeats it)")
     if run.results["config"]["evaluate"] != config["evaluate"]:
-        measured(config, build(config["model"], "model", **stored), data, run)
+        device = device_of("cpu" if config["trainer"]["accelerator"] == "cpu" else "auto")
+        measured(config, build(config["model"], "model", **stored).to(device), data, run)
         run.write_results(run.results | {"config": config})
     tell(run)
     return run

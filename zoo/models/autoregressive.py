@@ -1,7 +1,7 @@
 """Autoregressive models: p(x) = prod_t p(x_t | x_1 ... x_{t-1}), by one network for all t.
 
 x is data, tokens are x as a sequence (B, T), T the number of elements of one example, V = levels; y (B,) are
-classes.
+classes, or y (B, T) targets: what is to be told at each token, PAD where nothing is.
 """
 
 import math
@@ -16,7 +16,7 @@ from zoo.nn.attention import Attention
 from zoo.nn.backbone import Backbone
 from zoo.nn.feedforward import FeedForward
 from zoo.nn.likelihood import whole
-from zoo.types import PAD, Kind, Unfit, scored
+from zoo.types import PAD, Density, Kind, Sampler, Unfit, scored
 
 
 class Autoregressive(nn.Module):
@@ -26,12 +26,16 @@ class Autoregressive(nn.Module):
     column and channel. PAD marks what is not there: at the end of a text it is neither counted nor seen.
     Radford et al. 2019.
 
+    With targets it models y instead, p(y | x) = prod_t p(y_t | x_1 ... x_t) over the tokens that have one, and
+    h = backbone(x_1 ... x_T). Then there is no p(x): neither a likelihood nor samples.
+
     classes     how many there are in y, if any
+    targets     whether y (B, T) holds targets, in [0, levels), for a loss and an accuracy of nothing else
     conditional whether to start from the embedding of y, and so model p(x | y), or from one for all
     dim, depth, mixer, position, mlp, norm, dropout   as zoo.nn.Backbone has them
     tie         one matrix for the embedding of tokens and for the head (Press & Wolf 2017)
 
-    Raises Unfit for real-valued data; ValueError for conditional=True without classes.
+    Raises Unfit for real-valued data; ValueError for conditional=True without classes, or with targets.
     """
 
     kind: ClassVar[Kind] = "exact"
@@ -42,6 +46,7 @@ class Autoregressive(nn.Module):
         shape: Sequence[int],
         levels: int | None,
         classes: int | None = None,
+        targets: bool = False,
         conditional: bool = False,
         dim: int = 768,
         depth: int = 12,
@@ -63,15 +68,21 @@ class Autoregressive(nn.Module):
             raise ValueError(
                 "conditional=true needs labels, and this data has no classes; try conditional=false"
             )
-        self.shape, self.levels, self.conditional = tuple(shape), levels, conditional
+        if conditional and targets:
+            raise ValueError(
+                "conditional=true asks for labels as y, and the y of this data is targets; try conditional=false"
+            )
+        self.shape, self.levels = tuple(shape), levels
+        self.targets, self.conditional = targets, conditional
         self.length = math.prod(shape)
         self.protocol = {"order": "row, column, channel"} if len(shape) == 3 else {}
-        self.start = nn.Embedding(classes if conditional and classes else 1, dim)
+        self.start = None if targets else nn.Embedding(classes if conditional and classes else 1, dim)
         self.embed = nn.Embedding(levels, dim)
         self.backbone = Backbone(dim, depth, mixer, position=position, mlp=mlp, norm=norm, dropout=dropout)
         self.head = nn.Linear(dim, levels, bias=False)
-        for weight in (self.start.weight, self.embed.weight, self.head.weight):
-            nn.init.normal_(weight, std=0.02)
+        for part in (self.start, self.embed, self.head):
+            if part is not None:
+                nn.init.normal_(part.weight, std=0.02)
         if tie:
             self.head.weight = self.embed.weight
 
@@ -80,24 +91,44 @@ class Autoregressive(nn.Module):
         """What gradient checkpointing may recompute."""
         return self.backbone.blocks
 
-    def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        """Logits of every token, given those before it.  x (B, *shape) -> (B, T, V)"""
-        return self.logits(self.tokens(x), y)
+    def can(self, ability: type) -> bool:
+        """Whether it has an ability of zoo.types: with targets it tells y, and nothing of how likely x is."""
+        return isinstance(self, ability) and not (self.targets and ability in (Density, Sampler))
 
-    def logits(self, tokens: Tensor, y: Tensor | None = None) -> Tensor:
-        return self.head(self.backbone(self.inputs(tokens[:, :-1], y)))
+    def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        """Logits of every token given those before it, or of its target.  x (B, *shape) -> (B, T, V)"""
+        return self.head(self.hidden(self.tokens(x), y))
+
+    def hidden(self, tokens: Tensor, y: Tensor | None = None) -> Tensor:
+        """What each token, or its target, is told from.  (B, T) -> (B, T, D)"""
+        if self.targets:
+            return self.backbone(self.embed(tokens.clamp(min=0)))
+        return self.backbone(self.inputs(tokens[:, :-1], y))
+
+    def told(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Logits (N, V), and what they are to tell (N,): every token, or the targets that there are."""
+        tokens = self.tokens(x)
+        h = self.hidden(tokens, y)
+        if not self.targets:
+            return self.head(h).flatten(0, 1), tokens.flatten()
+        if y is None or y.shape != tokens.shape:
+            found = "none" if y is None else f"y of shape {tuple(y.shape)}"
+            raise ValueError(
+                f"targets=true needs one target, or PAD, for each token of {tuple(tokens.shape)}; there is {found}"
+            )
+        there = scored(y)
+        return self.head(h[there]), y[there].long()  # a head over 8,192 symbols is too dear for filler
 
     def loss(self, x: Tensor, y: Tensor | None = None) -> dict[str, Tensor]:
         """loss: nats per scored token; nats: per example."""
-        tokens = self.tokens(x)
-        logits = self.logits(tokens, y)
-        nats = F.cross_entropy(logits.flatten(0, 1), tokens.flatten(), ignore_index=PAD, reduction="sum")
+        logits, tokens = self.told(x, y)
+        nats = F.cross_entropy(logits, tokens, ignore_index=PAD, reduction="sum")
         return {"loss": nats / scored(tokens).sum().clamp(min=1), "nats": nats / len(x)}
 
     def log_prob(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        """log p(x), or log p(x | y), in nats, (B,)."""
+        """log p(x), or log p(x | y), in nats, (B,). ValueError with targets."""
         tokens = self.tokens(x)
-        logits = self.logits(tokens, y)
+        logits = self.head(self.backbone(self.inputs(tokens[:, :-1], y)))
         # half precision loses bits in sums of thousands of terms
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         nats = F.cross_entropy(logits.flatten(0, 1), tokens.flatten(), ignore_index=PAD, reduction="none")
@@ -121,8 +152,8 @@ class Autoregressive(nn.Module):
         top_k, top_p    draw only among the k most probable tokens, the fewest with probability p together
         prompt          (n, P) first tokens, which are kept; shorter ones end in PAD
 
-        Raises ValueError if prompts are not n, or longer than an example, or have PAD before their end, and
-        for a temperature below 0, top_k below 1 or top_p outside of (0, 1].
+        Raises ValueError if prompts are not n, or longer than an example, or have PAD before their end, for a
+        temperature below 0, top_k below 1 or top_p outside of (0, 1], and with targets.
         """
         if temperature < 0 or (top_k is not None and top_k < 1) or (top_p is not None and not 0 < top_p <= 1):
             raise ValueError(
@@ -155,17 +186,19 @@ class Autoregressive(nn.Module):
         return self.untokens(tokens[:, : self.length])
 
     def statistics(self, x: Tensor, y: Tensor | None = None) -> dict[str, Tensor]:
-        """How many tokens there are to predict, and how many of them were the most probable ones."""
-        tokens = self.tokens(x)
-        right = self.logits(tokens, y).argmax(-1) == tokens  # never at PAD, which is no level
+        """How many tokens there are to tell, and how many of them were the most probable ones."""
+        logits, tokens = self.told(x, y)
+        right = logits.argmax(-1) == tokens  # never at PAD, which is no level
         return {"right": right.sum(), "tokens": scored(tokens).sum()}
 
     def summarize(self, sums: dict[str, Tensor]) -> dict[str, float]:
-        """accuracy: how often the most probable token was the right one."""
+        """accuracy: how often the most probable token was the right one, of those that count."""
         return {"accuracy": float(sums["right"]) / max(float(sums["tokens"]), 1.0)}
 
     def inputs(self, tokens: Tensor, y: Tensor | None) -> Tensor:
         """The start and the tokens, embedded.  (B, T), (B,) -> (B, 1 + T, D)"""
+        if self.start is None:
+            raise ValueError("a model with targets=true tells y from x; it has neither log_prob nor sample")
         if self.conditional and y is None:
             raise ValueError("a model with conditional=true needs y, the labels of x")
         label = y.long() if self.conditional else tokens.new_zeros(len(tokens))

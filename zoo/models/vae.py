@@ -91,7 +91,10 @@ class VAE(nn.Module):
         log 1/K sum_k p(x, z_k) / q(z_k|x) with K = samples: Burda et al. 2015, eq. 8. Its mean grows with K
         towards log p(x), and is the ELBO at K = 1. Draws are decoded some at a time, which does not change
         them, so that memory does not grow with K. y is not used.
+        ValueError for samples < 1.
         """
+        if samples < 1:
+            raise ValueError(f"samples={samples}: the bound takes at least one draw")
         mu, lv = self.posterior(x)
         size = math.prod((len(x), self.likelihood.features(self.shape), *self.shape[1:]))
         together = max(1, AT_ONCE // size)

@@ -26,9 +26,11 @@ class Attention(nn.Module):
     position    an encoding (zoo.nn.Position), or None for none
     dropout     probability that a weight is dropped while training
     qk_norm     RMS norm of each head's queries and keys, before they are rotated (Henry et al. 2020)
+    cap         scores s become cap tanh(s / cap), so that none is larger (Gemma 2, Riviere et al. 2024); None
+                for no cap. The fused product has no such thing, so with it all T x T weights are kept
     bias        whether the linear maps have biases
 
-    Raises ValueError if dim is no multiple of heads, or heads none of kv_heads.
+    Raises ValueError if dim is no multiple of heads, or heads none of kv_heads; if cap is not positive.
     """
 
     honours: ClassVar[frozenset[str]] = frozenset({"embed", "rotate", "bias", "scores", "values"})
@@ -45,6 +47,7 @@ class Attention(nn.Module):
         position: Position | None = None,
         dropout: float = 0.0,
         qk_norm: bool = False,
+        cap: float | None = None,
         bias: bool = True,
     ) -> None:
         super().__init__()
@@ -58,7 +61,10 @@ class Attention(nn.Module):
                 f"heads={heads} cannot share kv_heads={kv_heads}; "
                 f"try kv_heads={nearest_divisor(heads, kv_heads)}"
             )
+        if cap is not None and not cap > 0:
+            raise ValueError(f"cap={cap} bounds the scores, so it is positive, or null for none; try cap=50")
         self.heads, self.kv_heads, self.causal, self.dropout = heads, kv_heads, causal, dropout
+        self.cap = cap
         self.position = NoPosition(dim, heads) if position is None else position
         self.qkv = nn.Linear(dim, dim // heads * (heads + 2 * kv_heads), bias=bias)
         self.out = nn.Linear(dim, dim, bias=bias)
@@ -110,10 +116,10 @@ class Attention(nn.Module):
         causal: bool = False,
         seen: Tensor | None = None,
     ) -> Tensor:
-        """The heads' outputs (B, H, Tq, d); seen (B, 1, 1, S) is False at keys that nobody sees."""
+        """The heads' outputs (B, H, Tq, d); seen (B, 1, 1 or Tq, S) is False at keys that are not seen."""
         places, dropout = self.position.places, self.dropout if self.training else 0.0
         gqa = self.kv_heads < self.heads
-        if not places & {"bias", "scores", "values"}:
+        if self.cap is None and not places & {"bias", "scores", "values"}:
             return F.scaled_dot_product_attention(q, k, v, seen, dropout, is_causal=causal, enable_gqa=gqa)
         k, v = (x.repeat_interleave(self.heads // self.kv_heads, 1) if gqa else x for x in (k, v))
         logits = q.new_zeros(1, 1, t_q.shape[-1], t_k.shape[-1])
@@ -121,15 +127,21 @@ class Attention(nn.Module):
             logits = logits + self.position.bias(t_q, t_k).type_as(q)
         if "scores" in places:
             logits = logits + self.position.scores(q, k, t_q, t_k).type_as(q)
+        # the fused product keeps its weights to itself and caps nothing, so for these they are written out
+        if written := self.cap is not None or "values" in places:
+            logits = logits + q @ k.mT / math.sqrt(q.shape[-1])
+        if self.cap is not None:
+            logits = self.cap * torch.tanh(logits / self.cap)
         if causal:
-            logits = logits.masked_fill(t_k > t_q.unsqueeze(-1), -math.inf)
+            later = t_k.unsqueeze(-2) > t_q.unsqueeze(-1)  # (Tq, S), or (B, Tq, S)
+            logits = logits.masked_fill(later.unsqueeze(-3), -math.inf)
         if seen is not None:
             logits = logits.masked_fill(~seen, -math.inf)
-        if "values" not in places:
+        if not written:
             return F.scaled_dot_product_attention(q, k, v, logits, dropout)
-        # the fused product keeps its weights to itself, so here they are written out
-        weights = F.dropout((q @ k.mT / math.sqrt(q.shape[-1]) + logits).softmax(-1), dropout)
-        return weights @ v + self.position.values(weights, t_q, t_k)
+        weights = F.dropout(logits.softmax(-1), dropout)
+        y = weights @ v
+        return y + self.position.values(weights, t_q, t_k) if "values" in places else y
 
     def merge(self, x: Tensor) -> Tensor:
         return self.out(x.transpose(1, 2).flatten(2))  # (B, H, T, d) -> (B, T, D)

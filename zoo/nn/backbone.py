@@ -5,11 +5,13 @@ causal=...)`.
 """
 
 import inspect
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.nn.attention import Attention
@@ -20,10 +22,12 @@ Factory = Callable[..., Any]
 
 
 class State(NamedTuple):
-    """What a backbone remembers: t, the next token's position, (1,) or (B, 1); and each block's own state."""
+    """What a backbone remembers: t, the next token's position, (1,) or (B, 1); each block's own state; and
+    past, the last inputs (B, R, D), as many as the encoding looks at."""
 
     t: Tensor
     blocks: list[Any]
+    past: Tensor
 
 
 class Backbone(nn.Module):
@@ -32,9 +36,12 @@ class Backbone(nn.Module):
     mixer       mixer(dim), which is also offered causal, position, layer and depth if it has such arguments.
                 A list is dealt out by depth, so a hybrid is [Mamba, Mamba, Attention]
     position    position(dim, heads, depth), built once for all blocks; None is what the mixer's class names
-                as its `own`
+                as its `own`. Offered causal, length and width where it has such arguments and they are None
+    grid        how the tokens lie, (T,) or (rows, columns), for encodings that need to know
     mlp         mlp(dim), or None for blocks without; a mixer whose class says `whole = True` gets none
-    norm        norm(dim), before each branch
+    norm        norm(dim), before each branch and after the last
+    norm_first  False puts each norm after its branch has been added (the post-norm of Vaswani et al. 2017,
+                BERT and RoFormer), and none after the last block, which ends in one
     dropout     probability that a feature is dropped, of the input and of each branch, while training
 
     Residual branches end in a linear map named `out`, whose weights start 1/sqrt(2 depth) as large (Radford
@@ -53,24 +60,33 @@ class Backbone(nn.Module):
         position: Factory | None = None,
         mlp: Factory | None = FeedForward,
         norm: Factory = nn.LayerNorm,
+        norm_first: bool = True,
         dropout: float = 0.0,
         causal: bool = True,
+        grid: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         mixers = [mixer] if callable(mixer) else list(mixer)
         position = own_position(mixers) if position is None else position
         able = check_fit(position, mixers, causal)
-        self.position = position(dim, shared_heads(able), depth)
+        facts = {
+            "causal": causal,
+            "length": None if grid is None else math.prod(grid),
+            "width": None if grid is None or len(grid) < 2 else grid[-1],
+        }
+        self.position = position(dim, shared_heads(able), depth, **open_to(position, **facts))
         self.blocks = nn.ModuleList()
+        taken = 0
         for layer in range(depth):
             factory = mixers[layer % len(mixers)]
-            place = self.position.layer(layer) if factory in able else NoPosition(dim)
+            place = self.position.layer(taken) if factory in able else NoPosition(dim)
+            taken += factory in able
             build = partial(
                 factory, **offered(factory, causal=causal, position=place, layer=layer, depth=depth)
             )
             feed = None if getattr(kind(factory), "whole", False) else mlp
-            self.blocks.append(Block(dim, build, mlp=feed, norm=norm, dropout=dropout))
-        self.norm = norm(dim)
+            self.blocks.append(Block(dim, build, mlp=feed, norm=norm, norm_first=norm_first, dropout=dropout))
+        self.norm = norm(dim) if norm_first else nn.Identity()
         self.dropout = nn.Dropout(dropout)
         with torch.no_grad():
             for block in self.blocks:
@@ -96,21 +112,27 @@ class Backbone(nn.Module):
         """
         T = x.shape[1]
         t = torch.arange(T, device=x.device)
+        past = recent(x, lengths, self.position.reach)
         states = []
         for layer, block in enumerate(self.blocks):
             x, state = block.prefill(self.enter(x, t, layer), lengths)
             states.append(state)
         end = torch.full((1,), T, device=x.device) if lengths is None else lengths.unsqueeze(1)
-        return self.norm(x), State(end, states)
+        return self.norm(x), State(end, states, past)
 
     def step(self, x_t: Tensor, state: State) -> tuple[Tensor, State]:
         """The output for one more token.  x_t (B, D) -> (B, D); a state is changed: it serves once"""
         states = []
+        window = torch.cat([state.past, x_t.unsqueeze(1)], 1)
+        t = state.t + torch.arange(-self.position.reach, 1, device=x_t.device)
         for layer, (block, before) in enumerate(zip(self.blocks, state.blocks, strict=True)):
-            x_t = self.enter(x_t.unsqueeze(1), state.t, layer).squeeze(1)
+            if layer == 0:
+                x_t = self.enter(window, t, layer)[:, -1]
+            else:
+                x_t = self.enter(x_t.unsqueeze(1), state.t, layer).squeeze(1)
             x_t, after = block.step(x_t, before)
             states.append(after)
-        return self.norm(x_t), State(state.t + 1, states)
+        return self.norm(x_t), State(state.t + 1, states, window[:, 1:])
 
     def enter(self, x: Tensor, t: Tensor, layer: int) -> Tensor:
         """The input of a block, with positions in it.  (B, T, D) -> (B, T, D)"""
@@ -121,8 +143,8 @@ class Backbone(nn.Module):
 class Block(nn.Module):
     """Mix tokens, then channels, each on a normalised copy added back.  (B, T, D) -> (B, T, D)
 
-    x = x + mixer(norm(x));  x = x + mlp(norm(x)): the pre-norm order of Radford et al. 2019. mlp None leaves
-    the second out.
+    x = x + mixer(norm(x));  x = x + mlp(norm(x)): the pre-norm order of Radford et al. 2019. norm_first=False:
+    x = norm(x + mixer(x));  x = norm(x + mlp(x)). mlp None leaves the second out.
     """
 
     def __init__(
@@ -132,9 +154,11 @@ class Block(nn.Module):
         *,
         mlp: Factory | None,
         norm: Factory = nn.LayerNorm,
+        norm_first: bool = True,
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
+        self.norm_first = norm_first
         self.mixer_norm = norm(dim)
         self.mixer = mixer(dim)
         self.mlp_norm = None if mlp is None else norm(dim)
@@ -142,7 +166,7 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.feed(x + self.dropout(self.mixer(self.mixer_norm(x))))
+        return self.feed(self.add(x, self.mixer(self.enter(x, self.mixer_norm)), self.mixer_norm))
 
     def prefill(self, x: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Any]:
         if not hasattr(self.mixer, "step"):
@@ -150,15 +174,26 @@ class Block(nn.Module):
                 f"{type(self.mixer).__name__} has no step, so its network cannot go on token by token; "
                 "take a recurrent mixer or causal attention to sample"
             )
-        mixed, state = self.mixer.prefill(self.mixer_norm(x), lengths)
-        return self.feed(x + self.dropout(mixed)), state
+        mixed, state = self.mixer.prefill(self.enter(x, self.mixer_norm), lengths)
+        return self.feed(self.add(x, mixed, self.mixer_norm)), state
 
     def step(self, x_t: Tensor, state: Any) -> tuple[Tensor, Any]:
-        mixed, state = self.mixer.step(self.mixer_norm(x_t), state)
-        return self.feed(x_t + self.dropout(mixed)), state
+        mixed, state = self.mixer.step(self.enter(x_t, self.mixer_norm), state)
+        return self.feed(self.add(x_t, mixed, self.mixer_norm)), state
 
     def feed(self, x: Tensor) -> Tensor:
-        return x if self.mlp is None else x + self.dropout(self.mlp(self.mlp_norm(x)))
+        if self.mlp is None:
+            return x
+        return self.add(x, self.mlp(self.enter(x, self.mlp_norm)), self.mlp_norm)
+
+    def enter(self, x: Tensor, norm: nn.Module) -> Tensor:
+        """What a branch sees."""
+        return norm(x) if self.norm_first else x
+
+    def add(self, x: Tensor, branch: Tensor, norm: nn.Module) -> Tensor:
+        """What comes after it."""
+        x = x + self.dropout(branch)
+        return x if self.norm_first else norm(x)
 
 
 def kind(factory: Factory) -> Any:
@@ -170,6 +205,21 @@ def offered(factory: Factory, **arguments: Any) -> dict[str, Any]:
     """Those of the arguments that a factory has by name."""
     names = inspect.signature(factory).parameters
     return {name: value for name, value in arguments.items() if name in names}
+
+
+def open_to(factory: Factory, **arguments: Any) -> dict[str, Any]:
+    """Those of the arguments that a factory has by name and still leaves at None."""
+    names = inspect.signature(factory).parameters
+    return {name: arguments[name] for name in offered(factory, **arguments) if names[name].default is None}
+
+
+def recent(x: Tensor, lengths: Tensor | None, reach: int) -> Tensor:
+    """The last inputs of each example, with zeros before its first.  (B, T, D) -> (B, reach, D)"""
+    x = F.pad(x, (0, 0, reach, 0))
+    if lengths is None:
+        return x[:, x.shape[1] - reach :]
+    last = lengths[:, None] + torch.arange(reach, device=x.device)
+    return x.gather(1, last.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
 
 
 def own_position(mixers: Sequence[Factory]) -> type[Position]:

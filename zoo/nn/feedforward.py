@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -29,6 +30,46 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.out(self.activation(self.inner(x)))
+
+
+class GatedFeedForward(nn.Module):
+    """Two linear maps whose inner features are multiplied by an activation of others.  (..., D) -> (..., D)
+
+    out(activation(gate(x)) * inner(x)): with SiLU the SwiGLU, with GELU the GEGLU of Shazeer 2020. Three
+    matrices instead of two, so they are 2/3 as wide: int(2/3 ratio D) inner features have the parameters of
+    a FeedForward of the same ratio.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        ratio: float = 4.0,
+        activation: Callable[[], nn.Module] = nn.SiLU,
+        bias: bool = False,
+    ) -> None:
+        super().__init__()
+        width = int(2 * ratio * dim / 3)
+        self.inner = nn.Linear(dim, 2 * width, bias=bias)  # the gate's half first
+        self.activation = activation()
+        self.out = nn.Linear(width, dim, bias=bias)
+        for linear in (self.inner, self.out):
+            gpt2_init(linear)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, x = self.inner(x).chunk(2, -1)
+        return self.out(self.activation(gate) * x)
+
+
+class SquaredReLU(nn.Module):
+    """max(x, 0)^2, of each number: So et al. 2021 (Primer)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x).square()
+
+
+def no_mlp() -> None:
+    """The choice of no feed-forward block: a backbone that gets None has none."""
 
 
 def gpt2_init(linear: nn.Linear) -> None:

@@ -1,0 +1,206 @@
+"""One engine for all linear recurrences: a state that is a matrix, in time and memory that grow with T.
+
+    S_t = exp(g_t) * S_{t-1} + k_t v_t',    o_t = q_t' S_t
+
+B examples, T tokens, H heads. q and k (B, H, T, d), or with fewer heads, each shared by neighbouring heads of v;
+v and o (B, H, T, e); g <= 0 is the log-decay, (B, H, T) for the whole of S_t, (B, H, T, d) for each of its rows;
+S (B, H, d, e). A chunk is C tokens; G is g summed up inside a chunk, the own token included.
+"""
+
+import math
+from collections.abc import Callable
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+Piece = Callable[..., tuple[Tensor, Tensor]]
+
+
+def chunked(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    g: Tensor | None = None,
+    state: Tensor | None = None,
+    *,
+    chunk: int = 64,
+    group: int = 8,
+) -> tuple[Tensor, Tensor]:
+    """All outputs and the last state, chunk by chunk: `loop`, but fast.  -> (B, H, T, e), (B, H, d, e)
+
+    Inside a chunk tokens meet in a masked product of matrices, between chunks goes the state:
+
+        o = exp(G) q S + (q k' * exp(G_i - G_j) * [j <= i]) v;    S <- exp(G_C) S + (exp(G_C - G) k)' v
+
+    All exponents are <= 0. Sums are float32 at least: in bfloat16 a long one stands still. Dao & Gu 2024,
+    section 6; Yang et al. 2023, section 4, for decays by row.
+
+    g           None is no decay
+    state       S before the first token; None is zeros
+    chunk       tokens in a chunk
+    group       chunks that are computed at once. Longer inputs are cut into groups, and the backward pass
+                computes each anew, so that beside a state for each group it keeps inputs and outputs only
+    """
+    q, k, v, g, state = precise(q, k, v, g, state)
+    if g is None:
+        piece, inputs = undecayed, (q, k, v)
+    else:
+        piece, inputs = (by_head if g.ndim == 3 else by_row), (q, k, v, g)
+    if state is None:
+        state = v.new_zeros(*v.shape[:2], q.shape[-1], v.shape[-1])
+    with torch.autocast(v.device.type, enabled=False):
+        return in_groups(piece, inputs, state, chunk, group)
+
+
+def loop(
+    q: Tensor, k: Tensor, v: Tensor, g: Tensor | None = None, state: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The recurrence as it is written, token by token: what `chunked` must equal."""
+    if state is None:
+        state = v.new_zeros(*v.shape[:2], q.shape[-1], v.shape[-1])
+    outputs = []
+    for t in range(v.shape[2]):
+        o, state = recur(q[:, :, t], k[:, :, t], v[:, :, t], None if g is None else g[:, :, t], state)
+        outputs.append(o)
+    return torch.stack(outputs, 2), state
+
+
+def recur(q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, state: Tensor) -> tuple[Tensor, Tensor]:
+    """One token: the arguments are those of `chunked` without T.  -> (B, H, e), (B, H, d, e)"""
+    q, k, v, g, state = precise(q, k, v, g, state)
+    q, k = (x.repeat_interleave(v.shape[1] // x.shape[1], 1) for x in (q, k))
+    if g is not None:
+        state = state * g.exp().unsqueeze(-1).view(*g.shape[:2], -1, 1)
+    state = state + k.unsqueeze(-1) * v.unsqueeze(-2)
+    with torch.autocast(v.device.type, enabled=False):
+        return (q.unsqueeze(-2) @ state).squeeze(-2), state
+
+
+def in_groups(
+    piece: Piece, inputs: tuple[Tensor, ...], state: Tensor, chunk: int, group: int
+) -> tuple[Tensor, Tensor]:
+    """Run piece(state, *inputs) -> (outputs, state) over the chunks, `group` of them at a time.
+
+    inputs (B, H, T, ...) are handed on as (B, H, n, C, ...). The last chunk is filled up with zeros, so an input
+    must change nothing where it is zero. -> (B, H, T, ...) and the last state
+    """
+    T = inputs[0].shape[2]
+    C = max(1, min(chunk, T))
+    n = max(1, math.ceil(T / C))
+    cut = [F.pad(x, (0, 0) * (x.ndim - 3) + (0, n * C - T)).unflatten(2, (n, C)) for x in inputs]
+    if torch.is_grad_enabled() and n > group:
+        piece = partial(checkpoint, piece, use_reentrant=False, preserve_rng_state=False)
+    outputs = []
+    for parts in zip(*(x.split(group, 2) for x in cut), strict=True):
+        o, state = piece(state, *parts)
+        outputs.append(o)
+    return torch.cat(outputs, 2).flatten(2, 3)[:, :, :T], state
+
+
+def undecayed(state: Tensor, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """n chunks without decay.  q, k (B, H, n, C, d), v (B, H, n, C, e), state (B, H, d, e)"""
+    R = v.shape[1] // q.shape[1]
+    scores = repeated((q @ k.mT).tril(), R)
+    q, k = repeated(q, R), repeated(k, R)
+    before, state = states(state, k.mT @ v)
+    return scores @ v + q @ before, state
+
+
+def by_head(state: Tensor, q: Tensor, k: Tensor, v: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+    """n chunks where all of a state decays alike.  g (B, H, n, C)"""
+    R = v.shape[1] // q.shape[1]
+    G = g.cumsum(-1)
+    scores = repeated(q @ k.mT, R) * decays(G)
+    q, k = repeated(q, R), repeated(k, R)
+    left = (G[..., -1:] - G).exp().unsqueeze(-1)
+    before, state = states(state, k.mT @ (left * v), G[..., -1:, None].exp())
+    return scores @ v + G.exp().unsqueeze(-1) * (q @ before), state
+
+
+def by_row(state: Tensor, q: Tensor, k: Tensor, v: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+    """n chunks where each row of a state, a feature of k, has its decay.  g (B, H, n, C, d)"""
+    R = v.shape[1] // q.shape[1]
+    q, k = repeated(q, R), repeated(k, R)
+    G = g.cumsum(-2)
+    left = (G[..., -1:, :] - G).exp()
+    before, state = states(state, (left * k).mT @ v, G[..., -1, :].exp().unsqueeze(-1))
+    return scores_by_row(q, k, G) @ v + (q * G.exp()) @ before, state
+
+
+def states(state: Tensor, gain: Tensor, decay: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The state before each of n chunks, and after all.  gain (B, H, n, d, e), decay (B, H, n, d or 1, 1)"""
+    before = []
+    for i in range(gain.shape[2]):
+        before.append(state)
+        state = gain[:, :, i] + (state if decay is None else decay[:, :, i] * state)
+    return torch.stack(before, 2), state
+
+
+def decays(G: Tensor) -> Tensor:
+    """What is left at i of what came in at j: exp(G_i - G_j) for j <= i, else 0.  (..., C) -> (..., C, C)
+
+    A difference of sums is right to their size times 1e-7 in float32, some 1e-5 for 64 strong decays.
+    """
+    future = torch.ones(G.shape[-1], G.shape[-1], dtype=torch.bool, device=G.device).triu(1)
+    # before exp: what would overflow there, times 0, is no number in the backward pass
+    return (G.unsqueeze(-1) - G.unsqueeze(-2)).masked_fill(future, -math.inf).exp()
+
+
+def scores_by_row(q: Tensor, k: Tensor, G: Tensor) -> Tensor:
+    """sum_c q_ic k_jc exp(G_ic - G_jc) for j <= i, else 0.  (..., C, d) -> (..., C, C)
+
+    In blocks of up to 16 tokens: keys of earlier blocks meet queries in a product of matrices, both scaled
+    from the end of the block before the query's, so that no exponent is positive; keys of the same block
+    meet them feature by feature. Yang et al. 2023, section 4.3.
+    """
+    C = q.shape[-2]
+    size = math.gcd(C, 16)
+    at = torch.arange(C, device=q.device)
+    q_in, k_in, G_in = (x.unflatten(-2, (-1, size)) for x in (q, k, G))  # (..., s, 16, d)
+    start = F.pad(G_in[..., :-1, -1, :], (0, 0, 1, 0)).unsqueeze(-2)  # (..., s, 1, d)
+    later = (at >= at[::size, None]).unsqueeze(-1)  # (s, C, 1)
+    earlier = k.unsqueeze(-3) * (start - G.unsqueeze(-3)).masked_fill(later, -math.inf).exp()
+    scores = (q_in * (G_in - start).exp()) @ earlier.mT  # (..., s, 16, C)
+    future = torch.ones(size, size, dtype=torch.bool, device=q.device).triu(1).unsqueeze(-1)
+    inside = (G_in.unsqueeze(-2) - G_in.unsqueeze(-3)).masked_fill(future, -math.inf).exp()
+    inside = ((q_in.unsqueeze(-2) * k_in.unsqueeze(-3)) * inside).sum(-1)  # (..., s, 16, 16)
+    own = torch.eye(C // size, dtype=q.dtype, device=q.device)[:, None, :, None]
+    return (scores.unflatten(-1, (-1, size)) + own * inside.unsqueeze(-2)).flatten(-2).flatten(-3, -2)
+
+
+def repeated(x: Tensor, times: int) -> Tensor:
+    """Each head `times` times, next to each other."""
+    return x if times == 1 else x.repeat_interleave(times, 1)
+
+
+def precise(*tensors: Tensor | None) -> list[Tensor | None]:
+    """In float32, or float64 where one of them is."""
+    real = torch.float32
+    for x in tensors:
+        real = real if x is None else torch.promote_types(real, x.dtype)
+    return [None if x is None else x.to(real) for x in tensors]
+
+
+def kept(x: Tensor, lengths: Tensor | None) -> Tensor:
+    """Zero from lengths[b] on, where a prompt has ended; a recurrence then stands still.  x (B, H, T, ...)"""
+    if lengths is None:
+        return x
+    there = torch.arange(x.shape[2], device=x.device) < lengths[:, None]
+    return x * there.view(len(x), 1, -1, *[1] * (x.ndim - 3))
+
+
+def end(x: Tensor, lengths: Tensor | None) -> Tensor:
+    """The position after a prompt x (B, T, D): (1,), or (B, 1) where prompts differ in length."""
+    return torch.full((1,), x.shape[1], device=x.device) if lengths is None else lengths.unsqueeze(1)
+
+
+def only_causal(mixer: object, causal: bool) -> None:
+    """Raises ValueError for causal=False: for mixers that are a recurrence and nothing else."""
+    if not causal:
+        raise ValueError(
+            f"{type(mixer).__name__} sees what came before and has no form with causal=False; "
+            "a bidirectional network takes Attention or LinearAttention"
+        )
