@@ -36,9 +36,8 @@ def composed(config_name: str, *words: str):
     """The config that a command line of these words composes."""
     from hydra import compose, initialize_config_dir
 
-    from zoo.config import resolvers, schema
+    from zoo.config import resolvers
 
-    schema.register()
     resolvers.register()
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
         return compose(config_name, overrides=list(words))
@@ -51,7 +50,11 @@ def finished(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("finished")
     done = commands.train(
-        folder, "trainer.max_steps=20", "trainer.val_check_interval=10", "optimizer.lr=0.01"
+        folder,
+        "trainer.max_steps=20",
+        "trainer.val_check_interval=10",
+        "checkpoint_every=10",
+        "optimizer.lr=0.01",
     )
     assert done.code == 0, done.err
     return commands.only(folder)

@@ -293,6 +293,7 @@ def test_a_sweep_makes_a_run_of_each_and_again_none(tmp_path):
         *TINY,
         f"runs={tmp_path}",
         "model=vae,transformer",
+        "trainer.val_check_interval=9",
         "seed=0,1",
         "trainer.max_steps=2",
         "evaluate.n=0",

@@ -28,7 +28,8 @@ ASKED = {
 PLACES = {"evaluation": "evaluation@evaluate"}
 # arguments that the house gives itself, beside those that are positional and required
 GIVEN = {
-    "mixer": {"causal", "position"},
+    "mixer": {"causal", "position", "layer", "depth"},
+    "mlp": {"layer", "depth"},
     "position": {"heads", "depth"},
     "tokens": {"model"},
     "logger": {"name", "config", "group", "job_type"},

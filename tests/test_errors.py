@@ -63,7 +63,6 @@ REFUSED = {
     "an unknown checkpointing": (["gradient_checkpointing=half"], ["gradient_checkpointing=half", "sqrt"]),
     "an unknown option of log_prob": (["evaluate.log_prob.sample=9"], ["log_prob.sample", "it has: samples"]),
     "an unknown option of sample": (["evaluate.sample.heat=2"], ["sample.heat", "it has: temperature"]),
-    "no draws": (["evaluate.log_prob.samples=0"], ["samples=0"]),
     "a word for draws": (["evaluate.log_prob.samples=abc"], ["log_prob.samples='abc'", "int"]),
     "fewer than no samples": (["evaluate.n=-1"], ["n=-1"]),
     "an unknown split": (["evaluate.splits=[tset]"], ["splits=tset", "test, val, train"]),
@@ -83,6 +82,13 @@ def test_training_refuses(fault, tmp_path):
     told(train(tmp_path, *words), *said)
     trained = [path for path in tmp_path.glob("*/metrics.csv") if path.read_text().count("\n") > 1]
     assert not trained, "it must be refused before a step is taken"
+
+
+def test_a_value_that_only_the_model_can_judge_leaves_a_run_that_can_be_measured_again(tmp_path):
+    told(train(tmp_path, "evaluate.log_prob.samples=0"), "samples=0")
+    done = train(tmp_path, "evaluate.log_prob.samples=1")
+    assert done.code == 0, done.err
+    assert "goes on from step-00000004.ckpt" in done.out
 
 
 def test_datasets_that_would_fit_are_listed(tmp_path):

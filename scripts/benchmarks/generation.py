@@ -33,6 +33,7 @@ def rows() -> Iterator[Row]:
         shape=(BEFORE + WARM + TOKENS,), levels=VOCABULARY, dim=DIM, depth=DEPTH, mixer=mixer
     ).eval()
     theirs = Theirs()
+    size = f"dim {DIM}, {DEPTH} blocks, {HEADS} heads, batch 1"
     ways = {
         "by its own function": (
             partial(clocked, ours.embed, partial(ours.sample, 1, prompt=prompt)),
@@ -49,7 +50,7 @@ def rows() -> Iterator[Row]:
             ms(seconds["theirs"]),
             over(seconds["ours"], seconds["theirs"]),
             most=most,
-            note=f"GPT-2 of transformers; dim {DIM}, {DEPTH} blocks, {HEADS} heads, batch 1; ours with rotary positions",
+            note=f"GPT-2 of transformers; {size}; ours with rotary positions",
         )
 
 

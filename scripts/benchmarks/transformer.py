@@ -62,7 +62,8 @@ def rows() -> Iterator[Row]:
         model = ours(position)
         candidates[name] = step(model, partial(our_loss, model, x[:, 1:]))
     seconds = interleaved(candidates, 25)
-    size = f"dim {DIM}, {DEPTH} blocks, {T} tokens, batch {BATCH}, {sum(p.numel() for p in plain.parameters()):,} weights"
+    count = sum(p.numel() for p in plain.parameters())
+    size = f"dim {DIM}, {DEPTH} blocks, {T} tokens, batch {BATCH}, {count:,} weights"
     for name, most, what in (("rotary", 1.05, "rotary positions"), ("none", None, "no positions")):
         yield Row(
             f"a Transformer's step, {what}",

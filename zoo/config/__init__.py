@@ -3,6 +3,5 @@
 from zoo.config.build import allowed as allowed
 from zoo.config.build import build as build
 from zoo.config.command import command as command
-from zoo.config.schema import register as register
 
-__all__ = ["allowed", "build", "command", "register"]
+__all__ = ["allowed", "build", "command"]

@@ -7,22 +7,23 @@ folder may come from a stranger, so it may name only what a model, a dataset or 
 import functools
 import inspect
 import os
+import pydoc
 import types
 import typing
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-# What a stored config may build. Functions that read, write or run things (torch.load, torch.save, torch.hub ...)
-# stand outside these prefixes.
+# What a stored config may build: the names that these packages export ...
+PUBLIC = ("zoo.nn", "zoo.models", "zoo.data")
+# ... and what stands below these. Functions that read, write or run things (torch.load, torch.hub ...) do not.
 STORED = (
-    "zoo.nn.",
-    "zoo.models.",
-    "zoo.data.",
-    "zoo.training.",
+    "zoo.training.schedules.",
+    "zoo.training.loggers.",
     "torch.nn.",
     "torch.optim.",
     "torchvision.transforms.",
     "lightning.Trainer",
+    "lightning.pytorch.trainer.trainer.Trainer",
     "lightning.pytorch.callbacks.",
     "lightning.pytorch.loggers.",
     "lightning.pytorch.strategies.",
@@ -31,10 +32,28 @@ STORED = (
 
 
 def allowed(target: str, extra: Sequence[str] = ()) -> bool:
-    """Whether a stored config may name this target; `extra` and the variable ZOO_ALLOW=a,b add packages."""
+    """Whether a stored config may name this target; `extra` and the variable ZOO_ALLOW=a,b add packages.
+
+    A module that stands here also has what it imports (torch.nn.init.torch.save), so where a thing was defined is
+    asked too; of a package that the user added it is not.
+    """
     own = [name for name in os.environ.get("ZOO_ALLOW", "").split(",") if name]
-    packages = tuple(f"{name.rstrip('.')}." for name in [*extra, *own])
-    return any(target == p or (p.endswith(".") and target.startswith(p)) for p in STORED + packages)
+    if any(target.startswith(f"{name.rstrip('.')}.") for name in [*extra, *own]):
+        return True
+    if not (target.rpartition(".")[0] in PUBLIC or within(target, STORED)):
+        return False
+    try:
+        found = pydoc.locate(target)
+    except pydoc.ErrorDuringImport:
+        return False
+    home = f"{getattr(found, '__module__', None)}.{getattr(found, '__qualname__', None)}"
+    # torch's own activations are defined in C
+    return within(home, (*STORED, "torch._C._nn.", *(f"{package}." for package in PUBLIC)))
+
+
+def within(name: str, places: Sequence[str]) -> bool:
+    """Whether a dotted name is one of the places, or stands below one that ends with a dot."""
+    return any(name == place or (place.endswith(".") and name.startswith(place)) for place in places)
 
 
 def build(node: Any, key: str = "", *, stored: bool = False, allow: Sequence[str] = ()) -> Any:
@@ -53,6 +72,8 @@ def build(node: Any, key: str = "", *, stored: bool = False, allow: Sequence[str
     if node is None:
         return None
     plain = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+    if stored and (found := next((name for name, text in texts(plain, key) if "${" in text), None)):
+        raise ValueError(f"the stored config has an interpolation at {found}: a run stores values only")
     for path, part in targets(plain, key):
         target = part["_target_"]
         if stored and not allowed(target, allow):
@@ -82,6 +103,19 @@ def targets(node: Any, path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
     elif isinstance(node, list):
         for index, value in enumerate(node):
             yield from targets(value, f"{path}[{index}]")
+
+
+def texts(node: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """Every string in a plain config, keys too, with its dotted path."""
+    if isinstance(node, str):
+        yield path, node
+    elif isinstance(node, dict):
+        for key, value in node.items():
+            yield from texts(str(key), path)
+            yield from texts(value, f"{path}.{key}" if path else str(key))
+    elif isinstance(node, list):
+        for index, value in enumerate(node):
+            yield from texts(value, f"{path}[{index}]")
 
 
 def check_types(node: dict[str, Any], path: str) -> None:

@@ -10,9 +10,8 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-from zoo.config import explain
+from zoo.config import explain, help, resolvers, schema
 from zoo.config.catalogue import CONFIGS
-from zoo.config.schema import register
 
 # Options of a model's own methods: whatever name they have, the model's signature judges it.
 FREE = ("log_prob.", "sample.", "evaluate.log_prob.", "evaluate.sample.")
@@ -28,19 +27,23 @@ def command(config_name: str) -> Callable[[Callable[[Any], Any]], Callable[[], N
     def decorate(function: Callable[[Any], Any]) -> Callable[[], None]:
         @functools.wraps(function)
         def main() -> None:
+            if {"--help", "-h"} & set(sys.argv[1:]):
+                print(help.text(config_name))
+                return
             trace = "debug=trace" in sys.argv
             os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing; explain prints
-            sys.argv[1:] = [readable(word) for word in sys.argv[1:]]
-            from zoo.config.resolvers import register as register_resolvers
-
-            register()
-            register_resolvers()
+            # OpenMP's threads would spin while they wait: on busy cores that is ten times slower
+            os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+            words = sorted(sys.argv[1:], key=lambda word: word not in ("-m", "--multirun"))
+            sys.argv[1:] = [readable(word) for word in words]
+            resolvers.register()
             import hydra
 
             @functools.wraps(function)
             def job(config: Any) -> Any:
                 try:
                     explain.missing(config)
+                    schema.check(config, schema.SCHEMAS[config_name])
                     return function(config)
                 except Exception as error:
                     report(error, trace)

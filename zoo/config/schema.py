@@ -75,19 +75,19 @@ class Sample:
     debug: Any = None
 
 
-def register() -> None:
-    """Make the schemas known to Hydra, under the names that the defaults lists use."""
-    from hydra.core.config_store import ConfigStore
-
-    store = ConfigStore.instance()
-    store.store(name="train_schema", node=typed(Train))
-    store.store(name="evaluate_schema", node=typed(Evaluate))
-    store.store(name="sample_schema", node=typed(Sample))
+SCHEMAS = {"train": Train, "evaluate": Evaluate, "sample": Sample}
 
 
-def typed(schema: type) -> Any:
-    """A schema's typed values in a mapping that takes other keys too: a model brings choices of its own (mixer)."""
-    from omegaconf import DictConfig, OmegaConf
+def check(config: Any, schema: type) -> None:
+    """Hold a composed config's scalars to their types. ValueError: "seed=abc: ... not be converted to Integer"."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import ValidationError
 
-    strict = OmegaConf.structured(schema)
-    return DictConfig({name: strict._get_node(name) for name in strict})
+    typed = OmegaConf.structured(schema)
+    for name in typed:
+        if name in config and not OmegaConf.is_missing(config, name):
+            value = config[name]
+            try:
+                typed[name] = value
+            except ValidationError as error:
+                raise ValueError(f"{name}={value}: {str(error).splitlines()[0]}") from None

@@ -80,7 +80,7 @@ class ListOps(Sequences):
     @staticmethod
     def decode(x: torch.Tensor) -> str:
         """The list as its authors write it, without parentheses; PAD is left out."""
-        return " ".join(TOKENS[int(token)] for token in x if token != PAD)
+        return " ".join(TOKENS[token] for token in x[x != PAD].tolist())
 
 
 def grow(chance: Chance, n: int, arguments: int, depth: int, most: int) -> tuple[list[Level], Whole]:

@@ -63,7 +63,7 @@ def fit(task: str, rules: Mapping[str, bool]) -> None:
 class Task(Sequences):
     """A task as a dataset: x (N, T) read, y (N, T) targets or (N, S) what x follows from; all below `levels`."""
 
-    def __init__(self, x: Whole, y: Whole, **protocol: Any) -> None:
+    def __init__(self, x: NDArray[np.integer], y: NDArray[np.integer], **protocol: Any) -> None:
         super().__init__(torch.from_numpy(x), torch.from_numpy(y), protocol=protocol)
 
 

@@ -102,7 +102,9 @@ def train(
         stop = isinstance(error, SystemExit | KeyboardInterrupt)
         reason = {} if stop else {"reason": f"{type(error).__name__}: {error}"}
         seconds = round(before + time.monotonic() - started, 1)
-        run.write_results(run.results | {"status": "stopped" if stop else "failed", "seconds": seconds, **reason})
+        run.write_results(
+            run.results | {"status": "stopped" if stop else "failed", "seconds": seconds, **reason}
+        )
         raise
     finally:
         for logger in loggers:
@@ -182,6 +184,8 @@ def fit(
     node["val_check_interval"] = (
         min(node["val_check_interval"], node["max_steps"]) * node["accumulate_grad_batches"]
     )
+    if isinstance(node.get("limit_val_batches"), int):
+        node["limit_val_batches"] *= node["accumulate_grad_batches"]
     if not validated:
         node["limit_val_batches"] = 0
     trainer = build({**node, "_partial_": True}, "trainer", **stored)(

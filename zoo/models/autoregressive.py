@@ -76,6 +76,8 @@ class Autoregressive(nn.Module):
         self.targets, self.conditional = targets, conditional
         self.length = math.prod(shape)
         self.protocol = {"order": "row, column, channel"} if len(shape) == 3 else {}
+        if targets:
+            self.protocol["predicts"] = "targets"
         self.start = None if targets else nn.Embedding(classes if conditional and classes else 1, dim)
         self.embed = nn.Embedding(levels, dim)
         self.backbone = Backbone(dim, depth, mixer, position=position, mlp=mlp, norm=norm, dropout=dropout)
@@ -170,7 +172,7 @@ class Autoregressive(nn.Module):
                 f"a prompt of shape {tuple(prompt.shape)} does not start {n} examples of {self.length} "
                 f"tokens; it takes ({n}, P) tokens, P at most {self.length}, with PAD only after the last"
             )
-        if y is None and self.conditional:
+        if y is None and self.conditional and self.start is not None:
             y = torch.randint(self.start.num_embeddings, (n,), device=device)
         P, rows = prompt.shape[1], torch.arange(n, device=device)
         ragged = not bool(here.all())
@@ -201,7 +203,7 @@ class Autoregressive(nn.Module):
             raise ValueError("a model with targets=true tells y from x; it has neither log_prob nor sample")
         if self.conditional and y is None:
             raise ValueError("a model with conditional=true needs y, the labels of x")
-        label = y.long() if self.conditional else tokens.new_zeros(len(tokens))
+        label = tokens.new_zeros(len(tokens)) if y is None or not self.conditional else y.long()
         # what stands in for PAD is not seen by any token that counts
         return torch.cat([self.start(label).unsqueeze(1), self.embed(tokens.clamp(min=0))], 1)
 

@@ -15,15 +15,26 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.nn.attention import Attention
+from zoo.nn.bidirectional import Bidirectional
 from zoo.nn.feedforward import FeedForward
 from zoo.nn.position import NoPosition, Position, encodings, fits
 
 Factory = Callable[..., Any]
+After = Callable[[int, Tensor], Tensor]
+
+
+def same(layer: int, x: Tensor) -> Tensor:
+    """Nothing is done after a block."""
+    return x
 
 
 class State(NamedTuple):
-    """What a backbone remembers: t, the next token's position, (1,) or (B, 1); each block's own state; and
-    past, the last inputs (B, R, D), as many as the encoding looks at."""
+    """What a backbone remembers.
+
+    t       the next token's position, (1,) or (B, 1)
+    blocks  each block's own state
+    past    the last inputs, as many as the encoding looks at, (B, R, D)
+    """
 
     t: Tensor
     blocks: list[Any]
@@ -34,17 +45,20 @@ class Backbone(nn.Module):
     """depth blocks and a last norm.  x (B, T, D) -> (B, T, D)
 
     mixer       mixer(dim), which is also offered causal, position, layer and depth if it has such arguments.
-                A list is dealt out by depth, so a hybrid is [Mamba, Mamba, Attention]
+                A list is dealt out by depth, so a hybrid is [Mamba, Mamba, Attention]. One without an argument
+                causal looks back only, and gets a reversed copy (zoo.nn.Bidirectional) if causal is False
     position    position(dim, heads, depth), built once for all blocks; None is what the mixer's class names
                 as its `own`. Offered causal, length and width where it has such arguments and they are None
     grid        how the tokens lie, (T,) or (rows, columns), for encodings that need to know
-    mlp         mlp(dim), or None for blocks without; a mixer whose class says `whole = True` gets none
+    mlp         mlp(dim), which is also offered layer and depth, or None for blocks without; a mixer whose
+                class says `whole = True` gets none. It may have prefill and step, as a mixer has
     norm        norm(dim), before each branch and after the last
     norm_first  False puts each norm after its branch has been added (the post-norm of Vaswani et al. 2017,
                 BERT and RoFormer), and none after the last block, which ends in one
     dropout     probability that a feature is dropped, of the input and of each branch, while training
 
-    Residual branches end in a linear map named `out`, whose weights start 1/sqrt(2 depth) as large (Radford
+    What is done after each block can be given with every call: `after(layer, x)`, as attention to another
+    sequence. Residual branches end in a linear map named `out`, whose weights start 1/sqrt(2 depth) as large (Radford
     et al. 2019). With `prefill` and `step` in all mixers it can go on token by token, at the same result.
 
     Raises ValueError if none of the mixers can do what the encoding asks. In a hybrid it goes to those that
@@ -84,13 +98,17 @@ class Backbone(nn.Module):
             build = partial(
                 factory, **offered(factory, causal=causal, position=place, layer=layer, depth=depth)
             )
-            feed = None if getattr(kind(factory), "whole", False) else mlp
+            if not causal and not offered(factory, causal=causal):
+                build = partial(Bidirectional, mixer=build)
+            feed = None
+            if mlp is not None and not getattr(kind(factory), "whole", False):
+                feed = partial(mlp, **offered(mlp, layer=layer, depth=depth))
             self.blocks.append(Block(dim, build, mlp=feed, norm=norm, norm_first=norm_first, dropout=dropout))
         self.norm = norm(dim) if norm_first else nn.Identity()
         self.dropout = nn.Dropout(dropout)
         with torch.no_grad():
             for block in self.blocks:
-                for branch in (block.mixer, block.mlp):
+                for branch in block.modules():
                     if isinstance(out := getattr(branch, "out", None), nn.Linear):
                         out.weight.mul_((2 * depth) ** -0.5)
 
@@ -99,13 +117,15 @@ class Backbone(nn.Module):
         """The encoding in force, whoever chose it: "Rotary"."""
         return type(self.position).__name__
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *, after: After = same) -> Tensor:
         t = torch.arange(x.shape[1], device=x.device)
         for layer, block in enumerate(self.blocks):
-            x = block(self.enter(x, t, layer))
+            x = after(layer, block(self.enter(x, t, layer)))
         return self.norm(x)
 
-    def prefill(self, x: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, State]:
+    def prefill(
+        self, x: Tensor, lengths: Tensor | None = None, *, after: After = same
+    ) -> tuple[Tensor, State]:
         """forward, and the state after it.  x (B, T, D); lengths (B,) if only x[b, :lengths[b]] counts
 
         Raises ValueError if a mixer cannot go on token by token.
@@ -116,11 +136,12 @@ class Backbone(nn.Module):
         states = []
         for layer, block in enumerate(self.blocks):
             x, state = block.prefill(self.enter(x, t, layer), lengths)
+            x = after(layer, x)
             states.append(state)
         end = torch.full((1,), T, device=x.device) if lengths is None else lengths.unsqueeze(1)
         return self.norm(x), State(end, states, past)
 
-    def step(self, x_t: Tensor, state: State) -> tuple[Tensor, State]:
+    def step(self, x_t: Tensor, state: State, *, after: After = same) -> tuple[Tensor, State]:
         """The output for one more token.  x_t (B, D) -> (B, D); a state is changed: it serves once"""
         states = []
         window = torch.cat([state.past, x_t.unsqueeze(1)], 1)
@@ -130,8 +151,9 @@ class Backbone(nn.Module):
                 x_t = self.enter(window, t, layer)[:, -1]
             else:
                 x_t = self.enter(x_t.unsqueeze(1), state.t, layer).squeeze(1)
-            x_t, after = block.step(x_t, before)
-            states.append(after)
+            x_t, behind = block.step(x_t, before)
+            x_t = after(layer, x_t.unsqueeze(1)).squeeze(1)
+            states.append(behind)
         return self.norm(x_t), State(state.t + 1, states, window[:, 1:])
 
     def enter(self, x: Tensor, t: Tensor, layer: int) -> Tensor:
@@ -175,11 +197,20 @@ class Block(nn.Module):
                 "take a recurrent mixer or causal attention to sample"
             )
         mixed, state = self.mixer.prefill(self.enter(x, self.mixer_norm), lengths)
-        return self.feed(self.add(x, mixed, self.mixer_norm)), state
+        x = self.add(x, mixed, self.mixer_norm)
+        if not hasattr(self.mlp, "step"):
+            return self.feed(x), (state, None)
+        fed, last = self.mlp.prefill(self.enter(x, self.mlp_norm), lengths)
+        return self.add(x, fed, self.mlp_norm), (state, last)
 
     def step(self, x_t: Tensor, state: Any) -> tuple[Tensor, Any]:
+        state, last = state
         mixed, state = self.mixer.step(self.enter(x_t, self.mixer_norm), state)
-        return self.feed(self.add(x_t, mixed, self.mixer_norm)), state
+        x_t = self.add(x_t, mixed, self.mixer_norm)
+        if not hasattr(self.mlp, "step"):
+            return self.feed(x_t), (state, None)
+        fed, last = self.mlp.step(self.enter(x_t, self.mlp_norm), last)
+        return self.add(x_t, fed, self.mlp_norm), (state, last)
 
     def feed(self, x: Tensor) -> Tensor:
         if self.mlp is None:

@@ -10,13 +10,14 @@ S (B, H, d, e). A chunk is C tokens; G is g summed up inside a chunk, the own to
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-Piece = Callable[..., tuple[Tensor, Tensor]]
+Piece = Callable[..., tuple[Tensor, Any]]
 
 
 def chunked(
@@ -27,7 +28,7 @@ def chunked(
     state: Tensor | None = None,
     *,
     chunk: int = 64,
-    group: int = 8,
+    group: int = 16,
 ) -> tuple[Tensor, Tensor]:
     """All outputs and the last state, chunk by chunk: `loop`, but fast.  -> (B, H, T, e), (B, H, d, e)
 
@@ -48,7 +49,8 @@ def chunked(
     if g is None:
         piece, inputs = undecayed, (q, k, v)
     else:
-        piece, inputs = (by_head if g.ndim == 3 else by_row), (q, k, v, g)
+        # exp(-50) is as good as 0, and larger sums would cost the weights after it their last digits
+        piece, inputs = (by_head if g.ndim == 3 else by_row), (q, k, v, g.clamp(min=-50))
     if state is None:
         state = v.new_zeros(*v.shape[:2], q.shape[-1], v.shape[-1])
     with torch.autocast(v.device.type, enabled=False):
@@ -80,8 +82,8 @@ def recur(q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, state: Tensor) -> t
 
 
 def in_groups(
-    piece: Piece, inputs: tuple[Tensor, ...], state: Tensor, chunk: int, group: int
-) -> tuple[Tensor, Tensor]:
+    piece: Piece, inputs: tuple[Tensor, ...], state: Any, chunk: int, group: int
+) -> tuple[Tensor, Any]:
     """Run piece(state, *inputs) -> (outputs, state) over the chunks, `group` of them at a time.
 
     inputs (B, H, T, ...) are handed on as (B, H, n, C, ...). The last chunk is filled up with zeros, so an input
@@ -132,10 +134,12 @@ def by_row(state: Tensor, q: Tensor, k: Tensor, v: Tensor, g: Tensor) -> tuple[T
 
 def states(state: Tensor, gain: Tensor, decay: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """The state before each of n chunks, and after all.  gain (B, H, n, d, e), decay (B, H, n, d or 1, 1)"""
+    # unbind: the backward pass of gain[:, :, i] would fill a whole gain with zeros, for each i
+    rates = [None] * gain.shape[2] if decay is None else decay.unbind(2)
     before = []
-    for i in range(gain.shape[2]):
+    for new, rate in zip(gain.unbind(2), rates, strict=True):
         before.append(state)
-        state = gain[:, :, i] + (state if decay is None else decay[:, :, i] * state)
+        state = new + (state if rate is None else rate * state)
     return torch.stack(before, 2), state
 
 
@@ -195,12 +199,3 @@ def kept(x: Tensor, lengths: Tensor | None) -> Tensor:
 def end(x: Tensor, lengths: Tensor | None) -> Tensor:
     """The position after a prompt x (B, T, D): (1,), or (B, 1) where prompts differ in length."""
     return torch.full((1,), x.shape[1], device=x.device) if lengths is None else lengths.unsqueeze(1)
-
-
-def only_causal(mixer: object, causal: bool) -> None:
-    """Raises ValueError for causal=False: for mixers that are a recurrence and nothing else."""
-    if not causal:
-        raise ValueError(
-            f"{type(mixer).__name__} sees what came before and has no form with causal=False; "
-            "a bidirectional network takes Attention or LinearAttention"
-        )

@@ -105,7 +105,9 @@ class Gate(nn.Module):
     def __init__(self, dim: int, *, expand: float, width: int, pairs: int) -> None:
         super().__init__()
         if width % 2:
-            raise ValueError(f"width={width} of queries is odd, and they are rotated in pairs; try {width + 1}")
+            raise ValueError(
+                f"width={width} of queries is odd, and they are rotated in pairs; try {width + 1}"
+            )
         self.widths = (int(expand * dim), int(expand * dim), width)
         self.inner = nn.Linear(dim, sum(self.widths))
         self.gamma = nn.Parameter(torch.ones(2, pairs, 1, width))

@@ -56,3 +56,8 @@ def s4d_inv(state: int) -> Tensor:
     """
     n = torch.arange(state // 2, dtype=torch.float64)
     return torch.complex(torch.full_like(n, -0.5), state / math.pi * (state / (2 * n + 1) - 1))
+
+
+def log_uniform(n: int, low: float, high: float) -> Tensor:
+    """n step sizes between low and high, even in their logarithm, (n,)."""
+    return torch.empty(n).uniform_(math.log(low), math.log(high)).exp()

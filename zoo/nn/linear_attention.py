@@ -3,7 +3,6 @@
 B examples, T tokens, D features; H heads of d = D / H features; phi maps d features to f positive ones.
 """
 
-import math
 from collections.abc import Callable
 from typing import ClassVar, NamedTuple
 
@@ -40,7 +39,7 @@ class LinearAttention(nn.Module):
     features that are more than d: they are no pairs.
     """
 
-    honours: ClassVar[frozenset[str]] = frozenset({"rotate", "ALiBi"})
+    honours: ClassVar[frozenset[str]] = frozenset({"Rotary", "Rotary2D", "ALiBi"})
     ordered: ClassVar[bool] = False
     own = Rotary
 
@@ -128,7 +127,7 @@ class EfficientAttention(nn.Module):
     Raises ValueError for causal=True, and if dim is no multiple of heads.
     """
 
-    honours: ClassVar[frozenset[str]] = frozenset({"rotate"})
+    honours: ClassVar[frozenset[str]] = frozenset({"Rotary", "Rotary2D"})
     ordered: ClassVar[bool] = False
     own = Rotary
 
@@ -185,7 +184,7 @@ def taylor(x: Tensor) -> Tensor:
     d = x.shape[-1]
     x = x / d**0.25
     i, j = torch.triu_indices(d, d, device=x.device)
-    squares = x[..., i] * x[..., j] * torch.where(i == j, math.sqrt(0.5), 1.0).to(x)
+    squares = x[..., i] * x[..., j] * (1 - 0.5 * (i == j).to(x)).sqrt()
     return torch.cat([torch.ones_like(x[..., :1]), x, squares], -1)
 
 

@@ -38,7 +38,9 @@ class LRU(nn.Module):
     ) -> None:
         super().__init__()
         if not 0 <= r_min < r_max < 1:
-            raise ValueError(f"r_min={r_min}, r_max={r_max} is no ring inside the unit circle; try 0.9, 0.999")
+            raise ValueError(
+                f"r_min={r_min}, r_max={r_max} is no ring inside the unit circle; try 0.9, 0.999"
+            )
         radius2 = torch.rand(state) * (r_max**2 - r_min**2) + r_min**2
         phase = torch.rand(state).clamp(min=1e-6) * max_phase
         self.nu_log = nn.Parameter((-0.5 * radius2.log()).log())

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from zoo.nn.feedforward import gpt2_init
+from zoo.nn.hippo import log_uniform
 from zoo.nn.scan import chunks, scan_, scan_back_, tokens_at_once
 
 
@@ -113,11 +114,11 @@ class Mamba(nn.Module):
 def selective_scan(
     x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, *, chunk: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    """y_t = C_t h_t with h_t = exp(dt_t A) h_{t-1} + dt_t x_t B_t, and the last h.  Gu & Dao 2023, algorithm 2
+    """y_t = C_t h_t with h_t = exp(dt_t A) h_{t-1} + dt_t x_t B_t, and the last h.
 
-    x, dt (B, T, E); A (N, E); B, C (B, T, N) -> (B, T, E), (B, N, E). States of a chunk of tokens at a time
-    are made, used and forgotten, and made again in the backward pass: (B, T, N, E) never exists. The last h
-    has no gradient.
+    x, dt (B, T, E); A (N, E); B, C (B, T, N) -> (B, T, E), (B, N, E). Gu & Dao 2023, algorithm 2. States of a
+    chunk of tokens at a time are made, used and forgotten, and made again in the backward pass: (B, T, N, E)
+    never exists. The last h has no gradient.
     """
     chunk = chunk or tokens_at_once(len(x) * A.numel(), x.device)
     return SelectiveScan.apply(x.to(dt.dtype), dt, A.contiguous(), B, C, chunk)
@@ -199,18 +200,13 @@ def states_of(h: Tensor, x: Tensor, dt: Tensor, A: Tensor, B: Tensor) -> tuple[T
 
 
 def depthwise(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """A convolution of each channel alone, without padding.  x (B, T + K - 1, E), weight (E, 1, K) -> (B, T, E)"""
+    """A convolution of each channel alone.  x (B, T + K - 1, E), weight (E, 1, K) -> (B, T, E)"""
     taps = weight.squeeze(1).T
     T = x.shape[1] - len(taps) + 1
     y = bias + x[:, :T] * taps[0]
     for k in range(1, len(taps)):
         y = y + x[:, k : k + T] * taps[k]
     return y
-
-
-def log_uniform(n: int, low: float, high: float) -> Tensor:
-    """n numbers between low and high, even in their logarithm."""
-    return torch.empty(n).uniform_(math.log(low), math.log(high)).exp()
 
 
 def inverse_softplus(y: Tensor) -> Tensor:

@@ -4,15 +4,19 @@ B examples, T tokens, D features; H heads of d = D / H features, of which m rand
 """
 
 import math
+from functools import partial
 from typing import ClassVar, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.nn.chunked import end, kept, precise, recur
+from zoo.nn.chunked import by_head, end, in_groups, kept, precise, recur
 from zoo.nn.feedforward import gpt2_init
-from zoo.nn.linear_attention import check_causal, check_decay, check_heads, decay, weighted
+from zoo.nn.linear_attention import check_causal, check_decay, check_heads, decay
 from zoo.nn.position import NoPosition, Position, Rotary
+
+NOTHING = -1e30  # the largest exponent of no keys
 
 
 class State(NamedTuple):
@@ -70,8 +74,9 @@ class Performer(nn.Module):
         if self.causal:
             return self.prefill(x)[0]
         q, k, v = self.project(x, torch.arange(x.shape[1], device=x.device))
+        q, k = queries(q, self.w), log_features(k, self.w)
         k = (k - k.detach().amax((2, 3), keepdim=True)).exp()
-        return self.merge(ratio(q @ (k.mT @ v), q @ k.sum(2).unsqueeze(-1)), x)
+        return self.merge(ratio(torch.cat([q @ (k.mT @ v), q @ k.sum(2).unsqueeze(-1)], -1)), x)
 
     def prefill(self, x: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, State]:
         """forward, and the state after it.  x (B, T, D); lengths (B,) if only x[b, :lengths[b]] counts
@@ -80,37 +85,65 @@ class Performer(nn.Module):
         """
         check_causal(self)
         q, k, v = self.project(x, torch.arange(x.shape[1], device=x.device))
-        c, g = stabiliser(k.detach().amax(-1), decay(self.position, v.shape[:3], x))
-        k = kept((k - c.unsqueeze(-1)).exp(), lengths)
-        sums, weight, products, keys = weighted(q, k, v, kept(g, lengths))
-        if x.shape[1] == 0:
-            last = c.new_full(c.shape[:2], -math.inf)
-        elif lengths is None:
-            last = c[:, :, -1]
-        else:
-            last = c[torch.arange(len(x), device=x.device), :, lengths - 1]
-        return self.merge(ratio(sums, weight), x), State(torch.cat([products, keys], -1), last, end(x, lengths))
+        g = decay(self.position, v.shape[:3], x)
+        g = torch.zeros_like(v[..., 0]) if g is None else kept(g.to(v), lengths)
+        there = kept(torch.ones_like(g), lengths)
+        state = v.new_zeros(*v.shape[:2], len(self.w), v.shape[3] + 1), v.new_full(v.shape[:2], NOTHING)
+        with torch.autocast(x.device.type, enabled=False):
+            o, (sums, c) = in_groups(partial(pieces, self.w), (q, k, v, g, there), state, chunk=64, group=16)
+        return self.merge(o, x), State(sums, c, end(x, lengths))
 
     def step(self, x_t: Tensor, state: State) -> tuple[Tensor, State]:
         """The output for one more token.  x_t (B, D) -> (B, D)"""
         q, k, v = (x.squeeze(2) for x in self.project(x_t.unsqueeze(1), state.t))
+        q, k = queries(q, self.w), log_features(k, self.w)
         g = decay(self.position, v.shape[:2], x_t)
         before = state.c if g is None else state.c + g
         c = torch.maximum(before, k.amax(-1))
-        v = torch.cat([v, torch.ones_like(v[..., :1])], -1)
-        o, sums = recur(q, (k - c.unsqueeze(-1)).exp(), v, before - c, state.sums)
-        y = self.merge(ratio(o[..., :-1], o[..., -1:]).unsqueeze(2), x_t.unsqueeze(1)).squeeze(1)
+        o, sums = recur(q, (k - c.unsqueeze(-1)).exp(), F.pad(v, (0, 1), value=1.0), before - c, state.sums)
+        y = self.merge(ratio(o).unsqueeze(2), x_t.unsqueeze(1)).squeeze(1)
         return y, State(sums, c, state.t + 1)
 
     def project(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Features of queries (B, H, T, m), logarithms of those of keys, values (B, H, T, d)."""
+        """Queries, keys and values (B, H, T, d), in float32 at least."""
         q, k, v = precise(*self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4))
-        q, k = self.position.rotate(q, k, t)
-        q, k = log_features(q, self.w), log_features(k, self.w)
-        return (q - q.detach().amax(-1, keepdim=True)).exp(), k, v
+        return *self.position.rotate(q, k, t), v
 
     def merge(self, o: Tensor, x: Tensor) -> Tensor:
         return self.out(o.transpose(1, 2).flatten(2).type_as(x))  # (B, H, T, d) -> (B, T, D)
+
+
+def pieces(
+    w: Tensor, state: tuple[Tensor, Tensor], q: Tensor, k: Tensor, v: Tensor, g: Tensor, there: Tensor
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """n chunks, of zoo.nn.chunked.in_groups: features are made for so many tokens at once.
+
+    state (B, H, m, d + 1) and c (B, H); q, k, v (B, H, n, C, d); g (B, H, n, C); there is 0 at what is no token
+    """
+    sums, c = state
+    q, k = queries(q, w), log_features(k, w)
+    largest = k.detach().amax(-1).masked_fill(there == 0, NOTHING)
+    c, g = (x.unflatten(2, g.shape[2:]) for x in stabiliser(largest.flatten(2), g.flatten(2), c))
+    k = (k - c.masked_fill(there == 0, math.inf).unsqueeze(-1)).exp()
+    o, sums = by_head(sums, q, k, F.pad(v, (0, 1), value=1.0), g)
+    return ratio(o), (sums, c[:, :, -1, -1])
+
+
+def stabiliser(largest: Tensor, g: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    """c_t = max(c_{t-1} + g_t, largest_t), and the log-decay g_t + c_{t-1} - c_t <= 0, (B, H, T) each.
+
+    Sums divided by exp(c_t) decay by this much more; c (B, H) stands before the first token. With g, a large key is forgotten by c as by the sums.
+    """
+    ramp = g.cumsum(-1)
+    after = torch.maximum((largest - ramp).cummax(-1).values, c.unsqueeze(-1)) + ramp
+    before = torch.cat([c.unsqueeze(-1), after[..., :-1]], -1)
+    return after, (before + g - after).clamp(min=-50)  # exp(-50) is as good as 0
+
+
+def queries(q: Tensor, w: Tensor) -> Tensor:
+    """Features of queries, the largest of each 1: the factor cancels.  (..., d), (m, d) -> (..., m)"""
+    q = log_features(q, w)
+    return (q - q.detach().amax(-1, keepdim=True)).exp()
 
 
 def log_features(x: Tensor, w: Tensor) -> Tensor:
@@ -120,21 +153,9 @@ def log_features(x: Tensor, w: Tensor) -> Tensor:
         return x @ w.to(x).mT - x.square().sum(-1, keepdim=True) / 2
 
 
-def stabiliser(largest: Tensor, g: Tensor | None) -> tuple[Tensor, Tensor]:
-    """c_t = max(c_{t-1} + g_t, largest_t), and the log-decay g_t + c_{t-1} - c_t <= 0.  (B, H, T) each
-
-    Sums divided by exp(c_t) decay by this much more. With g, a large key is forgotten by c as by the sums.
-    """
-    ramp = torch.zeros_like(largest) if g is None else g.to(largest).cumsum(-1)
-    c = (largest - ramp).cummax(-1).values + ramp
-    before = torch.cat([c[..., :1], c[..., :-1]], -1)
-    if g is not None:
-        before = torch.cat([before[..., :1], before[..., 1:] + g[..., 1:]], -1)
-    return c, before - c
-
-
-def ratio(sums: Tensor, weight: Tensor) -> Tensor:
-    return sums / weight.clamp(min=torch.finfo(weight.dtype).tiny)
+def ratio(o: Tensor) -> Tensor:
+    """Sums of weighted values over the sum of weights, which stands in the last column."""
+    return o[..., :-1] / o[..., -1:].clamp(min=torch.finfo(o.dtype).tiny)
 
 
 def orthogonal(rows: int, d: int) -> Tensor:

@@ -1,13 +1,14 @@
 """How a network knows where its tokens stand: the places where an encoding can act, and the encodings.
 
-t is a position, an integer, (T,) for all examples or (B, T) for each; it is always given, never counted. t_q
-and t_k are those of queries and keys, n = t_q - t_k their distance, positive for keys in the past. q and k are
-queries and keys, (B, H, T, d) with d = D / H. A file that adds an encoding adds one class.
+t is a position, an integer, (T,) for all examples or (B, T) for each; it is always given, never counted. q
+and k are queries and keys, (B, H, T, d) with d = D / H; t_q and t_k are their positions, n = t_q - t_k their
+distance, positive for keys in the past. A file that adds an encoding adds one class.
 
-    in the input      LearnedPosition, SinusoidalPosition, MultiplicativePosition, RecurrentPosition, ConvPosition
-    in q and k        Rotary, Rotary2D, XPos
-    in the scores     ALiBi, KERPLE, T5Bias: by distance alone
-                      TransformerXL, DeBERTa, Shaw: by distance and content
+    in the input        LearnedPosition, SinusoidalPosition, MultiplicativePosition, RecurrentPosition,
+                        ConvPosition
+    in queries, keys    Rotary, Rotary2D, XPos
+    in the scores       by distance alone: ALiBi, KERPLE, T5Bias
+                        by distance and content: TransformerXL, DeBERTa, Shaw
 """
 
 import math
@@ -27,9 +28,11 @@ class Position(nn.Module):
     """What an encoding may do; it acts in the places whose methods it defines, and `places` names them.
 
     Built once by a backbone, `position(dim, heads, depth)`: width, query heads and number of blocks. All
-    blocks share it, unless `layer` hands out parts. An argument named causal, length (of the longest sequence)
-    or width (tokens in a row, of images) that is still None is told by the backbone. `causal_only` says that
-    it gives no order to tokens that see their future; `reach`, how many earlier inputs `embed` looks at.
+    blocks share it, unless `layer` hands out parts. Arguments named causal, length (of the longest sequence)
+    and width (tokens in a row of an image) that are still None are told by the backbone.
+
+    causal_only     whether it is of no use to tokens that see their future
+    reach           how many inputs before a token `embed` looks at
     """
 
     places: ClassVar[frozenset[str]] = frozenset()
@@ -47,7 +50,7 @@ class Position(nn.Module):
         self.dim, self.heads = dim, heads
 
     def layer(self, layer: int) -> "Position":
-        """What the mixer gets in block 0, 1, ... of those that take it: this, or a new part with own weights."""
+        """What the mixer of block 0, 1, ... of those that take it gets: this, or a new part of its own."""
         return self
 
     def embed(self, x: Tensor, t: Tensor, layer: int) -> Tensor:
@@ -156,7 +159,7 @@ class RecurrentPosition(Position):
         """At least the first `length`, (length, D)."""
         if torch.is_grad_enabled():
             return self.flow(length)
-        weights = list(self.parameters())
+        weights: list[Tensor] = list(self.parameters())
         if self.kept is None or not same(self.kept[0], weights) or len(self.kept[1]) < length:
             room = max(16, 2 ** math.ceil(math.log2(length)))  # so that steps mostly find theirs
             self.kept = [w.detach().clone() for w in weights], self.flow(room)
@@ -164,8 +167,10 @@ class RecurrentPosition(Position):
 
     def flow(self, length: int) -> Tensor:
         """p_0 ... p_(length - 1), one after the other."""
-        h, p, all_p = self.delta, self.first, [self.first]
-        # float32 at least: errors add up along the way
+        h = self.delta
+        p: Tensor = self.first
+        all_p = [p]
+        # in half precision, steps as small as these are lost
         with torch.autocast(p.device.type, enabled=False):
             for s in (t * h for t in range(length - 1)):
                 a = self.slope(s, p)
@@ -190,10 +195,12 @@ class ConvPosition(Position):
     def __init__(self, dim: int, heads: int = 1, depth: int = 1, *, kernel: int = 4) -> None:
         super().__init__(dim, heads, depth)
         self.reach = kernel - 1
-        self.conv = nn.Conv1d(dim, dim, kernel, groups=dim)
+        self.conv = nn.Conv1d(dim, dim, kernel, groups=dim, bias=False)
 
     def embed(self, x: Tensor, t: Tensor, layer: int) -> Tensor:
-        return x if layer else x + self.conv(F.pad(x.mT, (self.reach, 0))).mT
+        if layer or not x.shape[1]:  # torch does not convolve an empty prompt
+            return x
+        return x + self.conv(F.pad(x.mT, (self.reach, 0))).mT
 
 
 class Rotary(Position):
@@ -204,8 +211,8 @@ class Rotary(Position):
     they are wrong after 256.
 
     interpolation   positions are divided by it, to read sequences so many times longer (Chen et al. 2023)
-    ntk             the same by a larger base, base * ntk^(d/(d-2)), which leaves the fastest pair as it is and
-                    slows the slowest down by ntk (bloc97 2023)
+    ntk             the same by a larger base, base * ntk^(d/(d-2)), which leaves the fastest pair as it is
+                    and slows the slowest down by ntk (bloc97 2023)
 
     Raises ValueError if a head's width is odd: features are rotated in pairs.
     """
@@ -233,12 +240,13 @@ class Rotary(Position):
 class Rotary2D(Position):
     """Rotary position embedding of images: half of a head is turned by the row, half by the column.
 
-    Token t is in row t // width and column t % width. Jianlin Su 2021 (kexue.fm/archives/8397). With it scores
-    depend on how far apart two tokens are, down and across.
+    Token t is in row t // width and column t % width; scores depend on how far apart two tokens are, down and
+    across. Jianlin Su 2021 (kexue.fm/archives/8397).
 
     width       tokens in a row, pixels times channels; None is what the network says
 
-    Raises ValueError without a width, and if a head's width is no multiple of 4: each half is turned in pairs.
+    Raises ValueError without a width, and if a head's width is no multiple of 4: each half is turned in
+    pairs.
     """
 
     def __init__(
@@ -254,7 +262,8 @@ class Rotary2D(Position):
         head_width(dim, heads, 4, "Rotary2D turns pairs of features in each half")
         if width is None:
             raise ValueError(
-                "Rotary2D needs width, the tokens in a row, and a sequence has no rows; give it or take Rotary"
+                "Rotary2D needs width, the tokens in a row, and a sequence has no rows; "
+                "give position.width, or take rope"
             )
         self.width, self.base = width, base
 
@@ -268,9 +277,9 @@ class Rotary2D(Position):
 class XPos(Position):
     """Rotary, with scores that fade with distance: extrapolatable position embedding, Sun et al. 2022.
 
-    Pair i of q is also scaled by z_i^(t/scale), of k by z_i^(-t/scale), z_i = (2i/d + gamma) / (1 + gamma). So
-    the scores of keys in the past shrink by z_i^(n/scale), and those of keys in the future would grow without
-    end: it is for causal networks. Good for some 30,000 positions, where float32 ends.
+    Pair i of q is also scaled by z_i^(t/scale), of k by z_i^(-t/scale), z_i = (2i/d + gamma) / (1 + gamma).
+    So the scores of keys in the past shrink by z_i^(n/scale), and those of keys in the future would grow
+    without end: it is for causal networks. Good for some 30,000 positions, where float32 ends.
 
     Raises ValueError if a head's width is odd: features are rotated in pairs.
     """
@@ -302,9 +311,9 @@ class XPos(Position):
 class ALiBi(Position):
     """Scores fall with distance along a line, for each head with another slope: Press et al. 2022.
 
-    bias_h = -m_h |n|, m_h = 2^(-8 h / H), h = 1 ... H, for heads H that are a power of two; for others the slopes of
-    the power below, then every second one of the power above. In a bidirectional network it cannot tell left
-    from right.
+    bias_h = -m_h |n|, m_h = 2^(-8 h / H), h = 1 ... H, if the number of heads H is a power of two; if not,
+    the slopes of the power below, then every second one of the power above. In a bidirectional network it
+    cannot tell left from right.
     """
 
     slopes: Tensor
@@ -321,8 +330,8 @@ class ALiBi(Position):
 class KERPLE(Position):
     """Scores fall with distance along a learned curve, two numbers for each head: Chi et al. 2022.
 
-    bias_h = -r1_h log(1 + r2_h |n|), or with power=True -r1_h |n|^r2_h, r2 <= 2. Both numbers stay positive by
-    a softplus, and r2 below 2 by a sigmoid, where the authors clamp them. Shared by all blocks.
+    bias_h = -r1_h log(1 + r2_h |n|), or with power=True -r1_h |n|^r2_h, r2 <= 2. Both numbers stay positive
+    by a softplus, and r2 below 2 by a sigmoid, where the authors clamp them. Shared by all blocks.
     """
 
     def __init__(self, dim: int, heads: int = 1, depth: int = 1, *, power: bool = False) -> None:
@@ -344,8 +353,7 @@ class KERPLE(Position):
         n = distance(t_q, t_k).abs().unsqueeze(-3)
         r1, r2 = self.r1[:, None, None], self.r2[:, None, None]
         if self.power:
-            # 0^r2 has no slope in r2, and 1^r2 has slope 0
-            return -r1 * torch.where(n > 0, n.clamp(min=1) ** r2, 0.0)
+            return -r1 * n**r2
         return -r1 * torch.log1p(r2 * n)
 
 
@@ -358,7 +366,8 @@ class T5Bias(Position):
     causal      whether all buckets are for keys in the past, or half of them for the future; None is as the
                 network is
 
-    Raises ValueError if buckets cannot be halved, or max_distance is not beyond the distances with own buckets.
+    Raises ValueError if buckets cannot be halved, or max_distance is not beyond the distances that have
+    buckets of their own.
     """
 
     def __init__(
@@ -382,18 +391,20 @@ class T5Bias(Position):
         self.table = nn.Parameter(torch.empty(heads, buckets).normal_(std=dim**-0.5))
 
     def bias(self, t_q: Tensor, t_k: Tensor) -> Tensor:
-        n = distance(t_q, t_k)
-        index = t5_bucket(n, self.buckets, self.max_distance, causal=self.causal).unsqueeze(-3)
-        index = index.expand(*n.shape[:-2], self.heads, *n.shape[-2:])
-        table = self.table.unsqueeze(-2).expand(*index.shape[:-1], self.buckets)
-        return table.gather(-1, index)
+        # buckets are found for few distances, not for all pairs: those beyond share one
+        most = self.max_distance
+        few = torch.arange(-most, most + 1, device=t_q.device)
+        curve = self.table[:, t5_bucket(few, self.buckets, most, causal=self.causal)]
+        n = (distance(t_q, t_k).clamp(-most, most) + most).unsqueeze(-3)
+        n = n.expand(*n.shape[:-3], self.heads, *n.shape[-2:])
+        return curve.unsqueeze(-2).expand(*n.shape[:-1], -1).gather(-1, n)
 
 
 class TransformerXL(Position):
     """Content and position meet in four terms: Dai et al. 2019, section 3.3.
 
-    score = ((q + u) k' + (q + v) (W R_n)') / sqrt(d), R_n the sinusoids of the distance, (D,); u and v belong to
-    heads, and each block has its own W, u and v.
+    score = ((q + u) k' + (q + v) (W R_n)') / sqrt(d), R_n the sinusoids of the distance, (D,); u and v belong
+    to heads, and each block has its own W, u and v.
 
     Sinusoids of a difference are a rotation of sinusoids, sin(i - j) = sin i cos j - cos i sin j, so no table
     of distances is needed, and none is shifted.
@@ -431,9 +442,9 @@ class TransformerXL(Position):
 class DeBERTa(Position):
     """Content and position are kept apart, and meet in three terms: He et al. 2021, section 3.1.
 
-    score = (q k' + q (W_k P_n)' + (W_q P_n) k') / sqrt(3 d), P a table of 2 span vectors (D,), for distances n from
-    -span to span - 1 and clipped there. All blocks share P, each has its own W_k and W_q. The third term reads
-    P_n as the authors' code does, where the paper has P_-n.
+    score = (q k' + q (W_k P_n)' + (W_q P_n) k') / sqrt(3 d), P a table of 2 span vectors (D,), for distances
+    n from -span to span - 1 and clipped there. All blocks share P, each has its own W_k and W_q. The third
+    term reads P_n as the authors' code does, where the paper has P_-n.
 
     Made for bidirectional networks: a step costs as much as 2 span more keys.
     """
@@ -459,7 +470,7 @@ class DeBERTa(Position):
     def scores(self, q: Tensor, k: Tensor, t_q: Tensor, t_k: Tensor) -> Tensor:
         d = q.shape[-1]
         n = distance(t_q, t_k).clamp(-self.span, self.span - 1) + self.span
-        index = n.unsqueeze(-3).expand(len(q), self.heads, *n.shape[-2:])
+        index = n.unsqueeze(-3).expand(*q.shape[:2], *n.shape[-2:])
         keys, queries = (
             linear(self.table).unflatten(-1, (self.heads, d)).movedim(0, -1)  # (H, d, 2 span)
             for linear in (self.key, self.query)
@@ -472,8 +483,8 @@ class DeBERTa(Position):
 class Shaw(Position):
     """A learned key and a learned value for each distance up to `clip`: Shaw et al. 2018.
 
-    score = q (k + a_n)' / sqrt(d), output = sum_j weight_j (v_j + b_n), n clipped to -clip ... clip. All heads
-    of a block share a and b, each block has its own.
+    score = q (k + a_n)' / sqrt(d), output = sum_j weight_j (v_j + b_n), n clipped to -clip ... clip. All
+    heads of a block share a and b, each block has its own.
     """
 
     def __init__(self, dim: int, heads: int = 1, depth: int = 1, *, clip: int = 16) -> None:
@@ -541,8 +552,8 @@ def known_length(length: int | None) -> int:
     """Raises ValueError if there is none."""
     if length is None:
         raise ValueError(
-            "a table of positions needs length, its number of rows; give position.length, or take an encoding "
-            "without end, as rope"
+            "a table of positions needs length, its number of rows; "
+            "give position.length, or take an encoding without end, as rope"
         )
     return length
 
@@ -569,7 +580,7 @@ def same(some: list[Tensor], others: list[Tensor]) -> bool:
 
 def alibi_slopes(heads: int) -> Tensor:
     """2^-1 ... 2^-8 for 8 heads: (H,). For 12, eight of 8 heads and then every second one of 16."""
-    n = 2 ** int(math.log2(heads))
+    n = 2 ** (heads.bit_length() - 1)
     exponents = [8 * (h + 1) / n for h in range(n)] + [4 * (2 * h + 1) / n for h in range(heads - n)]
     return 2 ** -torch.tensor(exponents)
 
@@ -594,7 +605,7 @@ def auto() -> None:
     """The choice of no encoding in particular: a backbone that gets None takes its mixer's own."""
 
 
-def fits(position: type, mixer: object, causal: bool) -> bool:
+def fits(position: type[Position], mixer: object, causal: bool) -> bool:
     """Whether a mixer can do what an encoding asks of it.
 
     A mixer's class says so by `honours`, the places (or the names of single encodings) it can honour beside
@@ -602,11 +613,14 @@ def fits(position: type, mixer: object, causal: bool) -> bool:
     sees.
     """
     honours = {"embed"} | set(getattr(mixer, "honours", ()))
-    seen = causal or getattr(mixer, "ordered", True) or not position.causal_only
-    return seen and (position.places <= honours or position.__name__ in honours)
+    # what acts nowhere is enough for a mixer with an order of its own
+    enough = not position.places and getattr(mixer, "ordered", True)
+    return (causal or enough or not position.causal_only) and (
+        position.places <= honours or position.__name__ in honours
+    )
 
 
-def encodings(kind: type = Position) -> Iterator[type]:
+def encodings(kind: type[Position] = Position) -> Iterator[type[Position]]:
     """All encodings that have been defined so far."""
     for child in kind.__subclasses__():
         yield child

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.nn.chunked import chunked, end, kept, only_causal, precise, recur
+from zoo.nn.chunked import chunked, end, kept, precise, recur
 from zoo.nn.linear_attention import check_heads
 from zoo.nn.position import turned
 
@@ -32,12 +32,11 @@ class Retention(nn.Module):
 
     ratio       width of values and gate for that of queries and keys
 
-    Raises ValueError if dim is no multiple of heads, a head's width odd, or causal=False.
+    Raises ValueError if dim is no multiple of heads, or a head's width odd.
     """
 
-    def __init__(self, dim: int, heads: int = 8, *, ratio: int = 2, causal: bool = True) -> None:
+    def __init__(self, dim: int, heads: int = 8, *, ratio: int = 2) -> None:
         super().__init__()
-        only_causal(self, causal)
         check_heads(dim, heads)
         if dim // heads % 2:
             raise ValueError(
@@ -76,9 +75,7 @@ class Retention(nn.Module):
         q, k, v = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in precise(*qkv))
         d = q.shape[-1]
         angles = t.unsqueeze(-1) * 10000.0 ** -torch.linspace(0, 1, d // 2, device=x.device, dtype=q.dtype)
-        turn = torch.polar(torch.ones_like(angles), angles)
-        turn = turn if t.ndim == 1 else turn.unsqueeze(1)
-        return turned(q, turn), turned(k, turn) * d**-0.5, v, gate
+        return turned(q, angles), turned(k, angles) * d**-0.5, v, gate
 
     def log_gamma(self, q: Tensor) -> Tensor:
         """log(1 - 2^(-5-h)), (H,): as a logarithm, for in half precision 1 - 2^-12 is 1."""

@@ -38,7 +38,7 @@ class LSTM(nn.Module):
         return self.out(self.cell(x)[0])
 
     def prefill(self, x: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """forward, and the state after it: h and c, each (B, H).  lengths (B,) if only x[b, :lengths[b]] counts"""
+        """forward, and the state after it, h and c (B, H).  lengths (B,) if only x[b, :lengths[b]] counts"""
         h, (last, c) = run(self.cell, x, lengths)
         return self.out(h), (last[0], c[0])
 

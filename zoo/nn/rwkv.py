@@ -1,7 +1,7 @@
 """RWKV-4: attention without queries, in which each channel forgets at its own rate; so it is a recurrence.
 
-r, k, v are made of a token and the one before it. w = exp(time_decay) is what a channel forgets per token, u =
-time_first the extra weight of the present one.
+r, k, v are made of a token and the one before it. w = exp(time_decay) is what a channel forgets per token, u
+= time_first the extra weight of the present one.
 """
 
 import math
@@ -29,9 +29,9 @@ class State(NamedTuple):
 class RWKV(nn.Module):
     """Time mixing: y = (sigmoid(r) wkv(k, v)) W_out.  x (B, T, D) -> (B, T, D)
 
-    r, k, v are linear in mu x_t + (1 - mu) x_{t-1}, with a mu of their own for each channel. Peng et al. 2023,
-    section 3.1; time_decay, time_first and mu start as in its code for RWKV-4, by layer and channel. Linear
-    maps start N(0, 0.02^2), where that code has 0 and orthogonal ones. RWKVFeedForward goes with it.
+    r, k, v are linear in mu x_t + (1 - mu) x_{t-1}, with a mu of their own for each channel. Peng et al.
+    2023, section 3.1; time_decay, time_first and mu start as in its code for RWKV-4, by layer and channel.
+    Linear maps start N(0, 0.02^2), where that code has 0 and orthogonal ones. RWKVFeedForward goes with it.
     """
 
     honours: ClassVar[frozenset[str]] = frozenset()
@@ -77,7 +77,7 @@ class RWKV(nn.Module):
 
 
 class RWKVFeedForward(nn.Module):
-    """Channel mixing: y = sigmoid(r) (relu(k)^2 W_out), and so a feed-forward that sees the token before, too.
+    """Channel mixing: y = sigmoid(r) (relu(k)^2 W_out), a feed-forward that sees the token before too.
 
     r and k are linear in mu x_t + (1 - mu) x_{t-1}. Peng et al. 2023, section 3.1.  x (B, T, D) -> (B, T, D)
 
@@ -114,8 +114,8 @@ class RWKVFeedForward(nn.Module):
 def wkv(w: Tensor, u: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """A mean of all values so far, for each channel.  w, u (D,); k, v (B, T, D) -> (B, T, D)
 
-    wkv_t = (sum_{s<t} exp(k_s - (t-1-s) w) v_s + exp(u + k_t) v_t) / (the same with 1 for v): Peng et al. 2023,
-    eq. 14. And the sums after t, which are those over s <= t divided by exp(p_t), and p, (B, T, D) each:
+    wkv_t = (sum_{s<t} exp(k_s - (t-1-s) w) v_s + exp(u + k_t) v_t) / (the same with 1 for v): Peng et al.
+    2023, eq. 14. And the sums after t, which are those over s <= t divided by exp(p_t), and p, each (B, T, D):
     p_t = max(p_{t-1} - w, k_t) keeps all exponents below 0.
     """
     drift = w * torch.arange(k.shape[1], device=k.device).unsqueeze(-1)

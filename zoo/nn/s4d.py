@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.nn.feedforward import gpt2_init
-from zoo.nn.hippo import s4d_lin
-from zoo.nn.scan import log_uniform, scan_loop
+from zoo.nn.hippo import log_uniform, s4d_lin
+from zoo.nn.scan import scan_loop
 
 
 class S4D(nn.Module):
@@ -58,7 +58,7 @@ class S4D(nn.Module):
         return self.gate(convolve(x, self.kernel(x.shape[1])), x)
 
     def prefill(self, x: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """forward, and the state after it, (B, D, N/2) complex.  lengths (B,) if only x[b, :lengths[b]] counts"""
+        """forward, and the state after it, (B, D, N/2).  lengths (B,) if only x[b, :lengths[b]] counts"""
         log_a, b, _ = self.discrete()
         past = newest_first(x, lengths).mT.to(b.real.dtype)  # (B, D, T)
         coarse, fine = powers(log_a, x.shape[1])
@@ -103,7 +103,7 @@ class S4D(nn.Module):
 
 
 def powers(log_a: Tensor, T: int) -> tuple[Tensor, Tensor]:
-    """a^(i m) and a^j for i, j = 0 ... m - 1, m^2 >= T: all powers up to T as products.  (..., N) -> (..., N, m)"""
+    """a^(i m) and a^j, i and j < m, whose products are all powers below T.  (..., N) -> (..., N, m)"""
     j = torch.arange(math.isqrt(max(T - 1, 0)) + 1, device=log_a.device)
     return (log_a.unsqueeze(-1) * (j * len(j))).exp(), (log_a.unsqueeze(-1) * j).exp()
 

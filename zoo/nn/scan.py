@@ -1,4 +1,4 @@
-"""Elementwise linear recurrences, h_t = a_t h_{t-1} + b_t: all states of all tokens, in few and large operations.
+"""Elementwise linear recurrences, h_t = a_t h_{t-1} + b_t: all states at once, in few large operations.
 
 a and b are (B, T, ...), real or complex; a may have size 1 where b has more, but not in time. `scan` has a
 gradient, `scan_` and `scan_back_` are what it and other recurrences are made of.
@@ -68,8 +68,8 @@ class Scan(torch.autograd.Function):
 def scan_(a: Tensor, b: Tensor) -> None:
     """b becomes its states, from a state of 0; a is used up.  (B, T, ...)
 
-    Neighbours are joined to pairs, h_2i+1 = (a_2i+1 a_2i) h_2i-1 + (a_2i+1 b_2i + b_2i+1), pairs are solved as
-    a recurrence of half the length, and give the states between them: Blelloch 1990.
+    Neighbours are joined to pairs, h_2i+1 = (a_2i+1 a_2i) h_2i-1 + (a_2i+1 b_2i + b_2i+1), pairs are solved
+    as a recurrence of half the length, and give the states between them: Blelloch 1990.
     """
     T = b.shape[1]
     if T < 2:

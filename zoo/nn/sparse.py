@@ -65,11 +65,6 @@ class Strided(nn.Module):
         else:
             self.pattern = Columns(Attention(dim, heads, **options), stride)
 
-    @property
-    def out(self) -> nn.Linear:
-        """The last linear map."""
-        return self.pattern.attention.out
-
     def forward(self, x: Tensor) -> Tensor:
         return self.pattern(x)
 
@@ -107,7 +102,9 @@ class Columns(nn.Module):
     def prefill(self, x: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Cache]:
         """forward, and what `step` needs; ValueError if it is not causal."""
         if not self.causal:
-            raise ValueError("columns with causal=False have no state to step from; build it with causal=True")
+            raise ValueError(
+                "columns with causal=False have no state to step from; build it with causal=True"
+            )
         q, k, v = self.attention.project(x, torch.arange(x.shape[1], device=x.device))
         return self.attention.merge(self.attend(q, k, v)), Cache(k, v, lengths)
 

@@ -69,11 +69,6 @@ class SlidingWindow(nn.Module):
             bias=bias,
         )
 
-    @property
-    def out(self) -> nn.Linear:
-        """The last linear map."""
-        return self.attention.out
-
     def forward(self, x: Tensor) -> Tensor:
         t = torch.arange(x.shape[1], device=x.device)
         return self.attention.merge(self.attend(*self.attention.project(x, t)))
@@ -90,7 +85,9 @@ class SlidingWindow(nn.Module):
         Raises ValueError if the window is not causal.
         """
         if not self.causal:
-            raise ValueError("a window with causal=False has no state to step from; build it with causal=True")
+            raise ValueError(
+                "a window with causal=False has no state to step from; build it with causal=True"
+            )
         T = x.shape[1]
         t = torch.arange(T, device=x.device)
         q, k, v = self.attention.project(x, t)

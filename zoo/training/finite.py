@@ -37,8 +37,15 @@ class Finite(Callback):
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
         if getattr(trainer.precision_plugin, "scaler", None) is None:
-            gradients = [weight.grad for weight in pl_module.parameters() if weight.grad is not None]
-            self._look(trainer, pl_module, get_total_norm(gradients, norm_type=math.inf))
+            gradients = [
+                w.grad for group in optimizer.param_groups for w in group["params"] if w.grad is not None
+            ]
+            norm = get_total_norm(gradients)
+            if norm.device.type == "cpu" and not math.isfinite(
+                norm
+            ):  # its square may overflow before it does
+                norm = get_total_norm(gradients, norm_type=math.inf)
+            self._look(trainer, pl_module, norm)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         if trainer.global_step % max(1, trainer.log_every_n_steps) == 0:

@@ -1,0 +1,72 @@
+"""Attention from one sequence to another.
+
+x (B, T, D) asks, memory (B, S, D) is read. H heads of d = D / H features.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from zoo.nn.attention import nearest_divisor
+from zoo.nn.feedforward import FeedForward, gpt2_init
+
+Memory = tuple[Tensor, Tensor]
+
+
+class CrossAttention(nn.Module):
+    """Every token takes a mean of what another sequence has: softmax(q k' / sqrt(d)) v, for each head.
+
+    q comes from x (B, T, D), k and v from memory (B, S, D), once for all steps, by `remember`. Vaswani et al.
+    2017, section 3.2.3. Raises ValueError if dim is no multiple of heads.
+    """
+
+    def __init__(self, dim: int, heads: int = 8, *, bias: bool = True) -> None:
+        super().__init__()
+        if dim % heads:
+            raise ValueError(
+                f"dim={dim} cannot be split over heads={heads}; try heads={nearest_divisor(dim, heads)}"
+            )
+        self.heads = heads
+        self.q = nn.Linear(dim, dim, bias=bias)
+        self.kv = nn.Linear(dim, 2 * dim, bias=bias)
+        self.out = nn.Linear(dim, dim, bias=bias)
+        for linear in (self.q, self.kv, self.out):
+            gpt2_init(linear)
+
+    def remember(self, memory: Tensor) -> Memory:
+        """Keys and values of what is read, (B, H, S, d) each."""
+        k, v = self.kv(memory).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        return k, v
+
+    def forward(self, x: Tensor, memory: Memory) -> Tensor:
+        q = self.q(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        return self.out(F.scaled_dot_product_attention(q, *memory).transpose(1, 2).flatten(2))
+
+
+class CrossBlock(nn.Module):
+    """Read another sequence, then mix channels: what a decoder's block does after its own attention.
+
+    x = x + cross(norm(x), memory);  x = x + mlp(norm(x)).  x (B, T, D), a memory that `remember` made -> same
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int = 8,
+        *,
+        mlp: Callable[..., Any] | None = FeedForward,
+        norm: Callable[..., Any] = nn.LayerNorm,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.cross_norm = norm(dim)
+        self.cross = CrossAttention(dim, heads)
+        self.mlp_norm = None if mlp is None else norm(dim)
+        self.mlp = None if mlp is None else mlp(dim)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, memory: Memory) -> Tensor:
+        x = x + self.dropout(self.cross(self.cross_norm(x), memory))
+        return x if self.mlp is None else x + self.dropout(self.mlp(self.mlp_norm(x)))
