@@ -80,7 +80,11 @@ class Autoregressive(nn.Module):
             self.protocol["predicts"] = "targets"
         self.start = None if targets else nn.Embedding(classes if conditional and classes else 1, dim)
         self.embed = nn.Embedding(levels, dim)
-        self.backbone = Backbone(dim, depth, mixer, position=position, mlp=mlp, norm=norm, dropout=dropout)
+        # images as `tokens` reads them: rows of columns times channels
+        grid = (shape[1], shape[2] * shape[0]) if len(shape) == 3 else (self.length,)
+        self.backbone = Backbone(
+            dim, depth, mixer, position=position, mlp=mlp, norm=norm, dropout=dropout, grid=grid
+        )
         self.head = nn.Linear(dim, levels, bias=False)
         for part in (self.start, self.embed, self.head):
             if part is not None:
@@ -183,6 +187,8 @@ class Autoregressive(nn.Module):
         h = h[rows, lengths]
         for i in range(self.length - shortest):
             if i > 0:
+                # a full row, beside shorter ones, stays at its last position: what it draws is not kept
+                state = state._replace(t=state.t.clamp(max=self.length - 1))
                 h, state = self.backbone.step(self.embed(tokens[rows, lengths + i - 1]), state)
             tokens[rows, lengths + i] = draw(self.head(h), temperature=temperature, top_k=top_k, top_p=top_p)
         return self.untokens(tokens[:, : self.length])

@@ -104,6 +104,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def write_yaml(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a file whole or not at all."""
     import yaml
 
     write(path, yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True))
