@@ -142,7 +142,7 @@ def test_half_precision_parameters_are_summed_in_float32():
 
 def test_the_usual_likelihood_goes_by_levels():
     assert isinstance(likelihood_for(2), Bernoulli)
-    assert isinstance(likelihood_for(17), Categorical)
+    assert isinstance(likelihood_for(8), Categorical)
     assert isinstance(likelihood_for(256), DiscretizedLogisticMixture)
 
 

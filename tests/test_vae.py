@@ -294,7 +294,7 @@ def test_a_wild_encoder_gives_finite_numbers():
 
 
 def test_the_usual_likelihood_is_taken_where_none_is_given():
-    kinds = [type(VAE(shape=(1, 8, 8), levels=levels).likelihood) for levels in (2, 17, 256)]
+    kinds = [type(VAE(shape=(1, 8, 8), levels=levels).likelihood) for levels in (2, 8, 256)]
     assert kinds == [Bernoulli, Categorical, DiscretizedLogisticMixture]
     given = partial(DiscretizedLogisticMixture, components=3)
     assert VAE(shape=(1, 8, 8), levels=17, likelihood=given).likelihood.components == 3

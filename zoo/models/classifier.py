@@ -9,7 +9,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.models.masked import sequence
+from zoo.models.masked import grid, sequence
 from zoo.nn.attention import Attention
 from zoo.nn.backbone import Backbone
 from zoo.nn.feedforward import FeedForward
@@ -64,6 +64,7 @@ class SequenceClassifier(nn.Module):
             norm_first=norm_first,
             dropout=dropout,
             causal=causal,
+            grid=grid(shape),
         )
         self.head = nn.Linear(dim, classes)
         nn.init.normal_(self.embed.weight, std=0.02)

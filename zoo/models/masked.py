@@ -4,6 +4,7 @@ x is data, tokens are x as a sequence (B, T), V = levels. Beside the V levels th
 for a hidden token, and one for PAD.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -77,6 +78,7 @@ class Masked(nn.Module):
             norm_first=norm_first,
             dropout=dropout,
             causal=False,
+            grid=grid(shape),
         )
         self.head = None if tie else nn.Linear(dim, levels, bias=False)
         self.bias = nn.Parameter(torch.zeros(levels))
@@ -138,3 +140,8 @@ class Masked(nn.Module):
 def sequence(x: Tensor) -> Tensor:
     """x as tokens, images by row, column and channel.  (B, *shape) -> (B, T)"""
     return (x.movedim(1, -1) if x.ndim == 4 else x).flatten(1).long()
+
+
+def grid(shape: Sequence[int]) -> tuple[int, ...]:
+    """How the tokens of one example lie: (T,), or the rows and columns of an image."""
+    return (shape[1], shape[2] * shape[0]) if len(shape) == 3 else (math.prod(shape),)

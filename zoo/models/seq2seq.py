@@ -13,12 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.models.autoregressive import draw
-from zoo.models.masked import sequence
+from zoo.models.masked import grid, sequence
 from zoo.nn.attention import Attention
 from zoo.nn.backbone import Backbone
 from zoo.nn.cross import CrossBlock
 from zoo.nn.feedforward import FeedForward
 from zoo.nn.likelihood import whole
+from zoo.nn.position import SinusoidalPosition
 from zoo.types import PAD, Kind, Unfit, scored
 
 
@@ -29,10 +30,12 @@ class Seq2Seq(nn.Module):
     block: mixer, attention to the source, feed-forward block. Norms come before their branches. Where a source is
     PAD the encoder sees a symbol that says so; where x is, nothing is counted.
 
+    source_shape    size of a source: (S,), or () of a label
     source_levels   how many symbols a source has
     heads           of the attention to the source
-    dim, depth, mixer, position, mlp, norm, dropout   as zoo.nn.Backbone has them, for each of the two; a mixer
-                    must be one that is causal or not, as is asked
+    dim, depth, mixer, position, mlp, norm, dropout   as zoo.nn.Backbone has them, for each of the two. What is
+                    read has no positions of its own but those that the encoder puts in its input, so distances
+                    alone (as Rotary) learn to copy slowly
 
     Raises Unfit for real-valued data, and for data without sources.
     """
@@ -44,12 +47,13 @@ class Seq2Seq(nn.Module):
         *,
         shape: Sequence[int],
         levels: int | None,
+        source_shape: Sequence[int] = (),
         source_levels: int | None,
         dim: int = 512,
         depth: int = 6,
         heads: int = 8,
         mixer: Callable[..., Any] | Sequence[Callable[..., Any]] = Attention,
-        position: Callable[..., Any] | None = None,
+        position: Callable[..., Any] | None = SinusoidalPosition,
         mlp: Callable[..., Any] | None = FeedForward,
         norm: Callable[..., Any] = nn.LayerNorm,
         dropout: float = 0.0,
@@ -62,13 +66,13 @@ class Seq2Seq(nn.Module):
                 lambda space: space.levels is not None and bool(source_levels),
             )
         self.shape, self.levels, self.source_levels = tuple(shape), levels, source_levels
-        self.length = math.prod(shape)
+        self.source_shape, self.length = tuple(source_shape), math.prod(shape)
         self.protocol = {"order": "row, column, channel"} if len(shape) == 3 else {}
         self.source = nn.Embedding(source_levels + 1, dim)  # the last stands for PAD
         self.embed = nn.Embedding(levels + 1, dim)  # the last one starts
         options: dict[str, Any] = {"position": position, "norm": norm, "dropout": dropout}
-        self.encoder = Backbone(dim, depth, mixer, mlp=mlp, causal=False, **options)
-        self.decoder = Backbone(dim, depth, mixer, mlp=None, causal=True, **options)
+        self.encoder = Backbone(dim, depth, mixer, mlp=mlp, causal=False, grid=grid(source_shape), **options)
+        self.decoder = Backbone(dim, depth, mixer, mlp=None, causal=True, grid=grid(shape), **options)
         self.cross = nn.ModuleList(
             CrossBlock(dim, heads, mlp=mlp, norm=norm, dropout=dropout) for _ in range(depth)
         )
@@ -111,11 +115,17 @@ class Seq2Seq(nn.Module):
         top_k: int | None = None,
         top_p: float | None = None,
     ) -> Tensor:
-        """n examples for n sources, (n, *shape), drawn token by token; options as zoo.models.Autoregressive."""
+        """n examples for n sources, (n, *shape), drawn token by token; options as zoo.models.Autoregressive.
+
+        Where there are no sources y, they are drawn too: every symbol evenly.
+        """
+        if y is None:
+            y = torch.randint(self.source_levels, (n, *self.source_shape), device=self.embed.weight.device)
         after = self.reader(y, n)
         start = self.embed(torch.full((n, 1), self.levels, device=self.embed.weight.device))
         h, state = self.decoder.prefill(start, after=after)
-        h, tokens = h.squeeze(1), []
+        h = h.squeeze(1)
+        tokens: list[Tensor] = []
         for i in range(self.length):
             if i > 0:
                 h, state = self.decoder.step(self.embed(tokens[-1]), state, after=after)
@@ -157,8 +167,9 @@ class Seq2Seq(nn.Module):
             )
         y = y.to(self.source.weight.device).long().unsqueeze(-1).flatten(1)  # (B, S)
         h = self.encoder(self.source(y.masked_fill(y == PAD, self.source_levels)))
-        memories = [block.cross.remember(h) for block in self.cross]
-        return lambda layer, x: self.cross[layer](x, memories[layer])
+        blocks: list[Any] = list(self.cross)
+        memories = [block.cross.remember(h) for block in blocks]
+        return lambda layer, x: blocks[layer](x, memories[layer])
 
     def shifted(self, tokens: Tensor) -> Tensor:
         """The start and all tokens but the last; what stands in for PAD is seen by no token that counts."""

@@ -12,7 +12,7 @@ from zoo.nn.flash import MixedChunk
 from zoo.nn.gau import GatedAttention
 from zoo.nn.hippo import s4d_inv, s4d_legs, s4d_lin
 from zoo.nn.likelihood import Bernoulli, Categorical, DiscretizedLogisticMixture
-from zoo.nn.linear_attention import EfficientAttention, LinearAttention
+from zoo.nn.linear_attention import EfficientAttention, LinearAttention, elu1, exp, relu, taylor
 from zoo.nn.lru import LRU
 from zoo.nn.mamba import Mamba
 from zoo.nn.mamba2 import Mamba2
@@ -101,8 +101,12 @@ __all__ = [
     "XPos",
     "auto",
     "checkpoint_blocks",
+    "elu1",
+    "exp",
     "no_mlp",
+    "relu",
     "s4d_inv",
     "s4d_legs",
     "s4d_lin",
+    "taylor",
 ]

@@ -183,8 +183,8 @@ class Block(nn.Module):
         self.norm_first = norm_first
         self.mixer_norm = norm(dim)
         self.mixer = mixer(dim)
-        self.mlp_norm = None if mlp is None else norm(dim)
-        self.mlp = None if mlp is None else mlp(dim)
+        self.mlp_norm: Any = None if mlp is None else norm(dim)
+        self.mlp: Any = None if mlp is None else mlp(dim)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -69,4 +69,6 @@ class CrossBlock(nn.Module):
 
     def forward(self, x: Tensor, memory: Memory) -> Tensor:
         x = x + self.dropout(self.cross(self.cross_norm(x), memory))
-        return x if self.mlp is None else x + self.dropout(self.mlp(self.mlp_norm(x)))
+        if self.mlp is None or self.mlp_norm is None:
+            return x
+        return x + self.dropout(self.mlp(self.mlp_norm(x)))

@@ -123,6 +123,7 @@ class Gate(nn.Module):
 def squared_relu(q: Tensor, k: Tensor, position: Position, t_q: Tensor, t_k: Tensor) -> Tensor:
     """relu(q k' / sqrt(s) + what `position` adds)^2.  (B, 1, Tq, s), (B, 1, Tk, s) -> (B, 1, Tq, Tk)"""
     scores = q @ k.mT / math.sqrt(q.shape[-1])
-    if "bias" in position.places:
-        scores = scores + position.bias(t_q, t_k).type_as(scores)
+    bias = position.bias(t_q, t_k)
+    if bias is not None:
+        scores = scores + bias.type_as(scores)
     return F.relu(scores).square()

@@ -195,6 +195,7 @@ def weighted(q: Tensor, k: Tensor, v: Tensor, g: Tensor | None) -> tuple[Tensor,
 
 
 def ratio(sums: Tensor, weight: Tensor) -> Tensor:
+    """A weighted mean; weights that are all zero give zero."""
     return sums / (weight + 1e-6)
 
 

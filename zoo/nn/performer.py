@@ -132,7 +132,8 @@ def pieces(
 def stabiliser(largest: Tensor, g: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
     """c_t = max(c_{t-1} + g_t, largest_t), and the log-decay g_t + c_{t-1} - c_t <= 0, (B, H, T) each.
 
-    Sums divided by exp(c_t) decay by this much more; c (B, H) stands before the first token. With g, a large key is forgotten by c as by the sums.
+    Sums divided by exp(c_t) decay by this much more; c (B, H) stands before the first token. With g, a large
+    key is forgotten by c as by the sums.
     """
     ramp = g.cumsum(-1)
     after = torch.maximum((largest - ramp).cummax(-1).values, c.unsqueeze(-1)) + ramp

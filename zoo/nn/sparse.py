@@ -76,7 +76,7 @@ class Strided(nn.Module):
         """forward, and what `step` needs.  x (B, T, D); lengths (B,) if only x[b, :lengths[b]] counts"""
         return self.pattern.prefill(x, lengths)
 
-    def step(self, x_t: Tensor, state: Cache | WindowState) -> tuple[Tensor, Cache | WindowState]:
+    def step(self, x_t: Tensor, state: Any) -> tuple[Tensor, Cache | WindowState]:
         """The output for one more token.  x_t (B, D) -> (B, D)"""
         return self.pattern.step(x_t, state)
 
