@@ -53,7 +53,10 @@ def name(path):
 def words(path):
     """The command line that chooses a file."""
     group, _, choice = name(path).partition("/")
-    chosen = [*(bringing(group)[:1]), f"{PLACES.get(group, group)}={choice}"]
+    chosen = [f"{PLACES.get(group, group)}={choice}"]
+    while by := bringing(group)[:1]:  # a choice of what brings it along, and of what brings that
+        chosen[:0] = by
+        group = by[0].partition("=")[0]
     if any("dataset=" in word and yaml_of(f"dataset/{word[8:]}")["kind"] == "text" for word in chosen):
         chosen.insert(0, "model=transformer")
     return chosen + [word for key in chosen for word in ASKED.get(key, [])]

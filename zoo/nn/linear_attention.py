@@ -208,6 +208,7 @@ def decay(position: Position, shape: torch.Size, x: Tensor) -> Tensor | None:
 
 
 def check_decay(position: Position, causal: bool) -> None:
+    """Raise ValueError for an encoding that is a decay where tokens see their future."""
     if getattr(position, "slopes", None) is not None and not causal:
         raise ValueError(
             f"{type(position).__name__} is a decay of the past to attention without scores, so it needs "
