@@ -217,6 +217,7 @@ def check_decay(position: Position, causal: bool) -> None:
 
 
 def check_causal(mixer: nn.Module) -> None:
+    """Raise ValueError for a network that sees its future: it has no state to go on from."""
     if not mixer.causal:
         raise ValueError(
             f"{type(mixer).__name__} with causal=False has no state to step from; build it with causal=True"
@@ -224,6 +225,7 @@ def check_causal(mixer: nn.Module) -> None:
 
 
 def check_heads(dim: int, heads: int) -> None:
+    """Raise ValueError unless the heads divide the width."""
     if dim % heads:
         raise ValueError(
             f"dim={dim} cannot be split over heads={heads}; try heads={nearest_divisor(dim, heads)}"
