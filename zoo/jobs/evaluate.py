@@ -87,7 +87,8 @@ def measure(
         raise ValueError(f"batch_size={batch_size} must be at least 1; null takes that of the training")
     batch_size = batch_size or loaders.batch_size
     there = [split for split in SPLITS if split in splits and loaders.has(split)]
-    there = there or [split for split in ("val", "train") if loaders.has(split)][:1]
+    if splits and not there:
+        there = [split for split in ("val", "train") if loaders.has(split)][:1]
     device = next(model.parameters()).device
     stamp = {"weights": dict(weights), "version": version(), "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
     numbers: list[dict[str, Any]] = []

@@ -68,11 +68,18 @@ def train(
         run.results_path.unlink()
     if run.finished:
         return finished(run, config, data, stored)
+    threads = run.environment.get("threads", torch.get_num_threads())
     run.create(config, whole, environment(threads=torch.get_num_threads(), device=device_name(config)))
     latest, skipped = files.newest(run.checkpoints)
     for path, reason in skipped:
         print(f"skipped {path}: {reason}", file=sys.stderr)
+    if latest and threads != torch.get_num_threads():
+        print(
+            f"it began with {threads} threads: its last bits may differ from the unbroken run's",
+            file=sys.stderr,
+        )
     model = made(config, data, fresh=latest is None, **stored)
+    room(model, run, config["keep"])
     evaluate.check(model, config["evaluate"])
     before = run.results.get("seconds", 0.0)
     results = {
@@ -127,6 +134,17 @@ def refuse(config: Mapping[str, Any]) -> None:
         raise ValueError(f"trainer.precision={trainer['precision']} needs a GPU; try bf16-mixed or 32-true")
     if config["data_device"] != "cpu" and not torch.cuda.is_available():
         raise ValueError(f"data_device={config['data_device']}: there is no GPU here; try data_device=cpu")
+
+
+def room(model: nn.Module, run: Run, keep: int | None) -> None:
+    """Raise OSError where the disk has no room for the checkpoints: weights and moments, `keep` and two more."""
+    needed = 3 * sum(v.numel() * v.element_size() for v in model.state_dict().values()) * ((keep or 1) + 2)
+    free = shutil.disk_usage(run.folder).free
+    if free < needed:
+        raise OSError(
+            f"{run.folder}: its checkpoints need {needed / 1e6:,.0f} MB and {free / 1e6:,.0f} MB are free; "
+            "make room, lower keep, or name another place by runs=..."
+        )
 
 
 def made(config: Mapping[str, Any], data: Loaders, *, fresh: bool, **stored: Any) -> nn.Module:

@@ -72,6 +72,12 @@ class Run:
         return str(json.loads(path.read_text())["identity"]) if path.is_file() else None
 
     @property
+    def environment(self) -> dict[str, Any]:
+        """environment.json, {} where there is none yet."""
+        path = self.folder / "environment.json"
+        return dict(json.loads(path.read_text())) if path.is_file() else {}
+
+    @property
     def results(self) -> dict[str, Any]:
         """results.json, {} where there is none yet."""
         return dict(json.loads(self.results_path.read_text())) if self.results_path.is_file() else {}
