@@ -100,7 +100,7 @@ def test_another_number_of_threads_is_told_on_a_resume(tmp_path):
 
 def test_a_disk_without_room_is_refused_before_the_first_step(tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr("zoo.jobs.train.shutil.disk_usage", lambda path: usage._replace(free=1000))
+    monkeypatch.setattr("zoo.jobs.fit.shutil.disk_usage", lambda path: usage._replace(free=1000))
     done = run("train", *TINY, *VAE, f"runs={tmp_path}")
     assert done.code == 1
     assert "MB are free" in done.err

@@ -1,0 +1,143 @@
+"""One training from its first step, or from a checkpoint, to its last: the parts of the house put together."""
+
+import logging
+import shutil
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from zoo import chance
+from zoo.config import build
+from zoo.jobs.tell import banner
+from zoo.loading import load_weights
+from zoo.nn.checkpointing import checkpoint_blocks
+from zoo.runs import Run
+from zoo.training.checkpoints import Checkpoints, SafeIO
+from zoo.training.ema import EMA
+from zoo.training.finite import Finite
+from zoo.training.learner import Learner
+from zoo.training.loaders import Loaders
+from zoo.training.metrics_log import MetricsLog
+from zoo.training.progress import Progress
+from zoo.training.stopping import Stopping
+from zoo.types import Prepared, can
+
+
+def refuse(config: Mapping[str, Any]) -> None:
+    """Raise ValueError for what a look at the config shows to be impossible."""
+    trainer = config["trainer"]
+    for key in ("max_steps", "accumulate_grad_batches", "val_check_interval", "log_every_n_steps"):
+        if not isinstance(trainer[key], int) or trainer[key] < 1:
+            raise ValueError(f"trainer.{key}={trainer[key]}: it takes a whole number, 1 or more")
+    if trainer["accelerator"] in ("gpu", "cuda") and not torch.cuda.is_available():
+        raise ValueError(
+            f"trainer.accelerator={trainer['accelerator']}: there is no GPU here; try trainer=cpu"
+        )
+    if str(trainer["precision"]).startswith("16") and not torch.cuda.is_available():
+        raise ValueError(f"trainer.precision={trainer['precision']} needs a GPU; try bf16-mixed or 32-true")
+    if config["data_device"] != "cpu" and not torch.cuda.is_available():
+        raise ValueError(f"data_device={config['data_device']}: there is no GPU here; try data_device=cpu")
+
+
+def made(config: Mapping[str, Any], data: Loaders, *, fresh: bool, **stored: Any) -> nn.Module:
+    """The model, with its first weights (or those of the run `init`), measured parts and recomputed blocks."""
+    chance.at("init", config["seed"])
+    model = build(config["model"], "model", **stored)
+    if fresh and config["init"]:
+        load_weights(model, Run.open(config["init"]))
+    elif fresh and can(model, Prepared):
+        model.prepare(data.measuring())
+    checkpoint_blocks(model, config["gradient_checkpointing"])
+    return model
+
+
+def room(model: nn.Module, run: Run, keep: int | None) -> None:
+    """Raise OSError where the disk has no room for the checkpoints: weights and moments, `keep` and two more."""
+    needed = 3 * sum(v.numel() * v.element_size() for v in model.state_dict().values()) * ((keep or 1) + 2)
+    free = shutil.disk_usage(run.folder).free
+    if free < needed:
+        raise OSError(
+            f"{run.folder}: its checkpoints need {needed / 1e6:,.0f} MB and {free / 1e6:,.0f} MB are free; "
+            "make room, lower keep, or name another place by runs=..."
+        )
+
+
+def fit(
+    config: Mapping[str, Any],
+    model: nn.Module,
+    data: Loaders,
+    run: Run,
+    latest: Path | None,
+    loggers: Sequence[Any],
+    stored: Mapping[str, Any],
+) -> torch.device:
+    """Train to the last step, from the beginning or from a checkpoint; returns the device that did it."""
+    quiet()
+    node = dict(config["trainer"])
+    optimizer = dict(config["optimizer"])
+    groups = optimizer.pop("groups", [])
+    validated = data.has("val")
+    learner = Learner(
+        model,
+        optimizer=build(optimizer, "optimizer", **stored),
+        schedule=build(config["schedule"], "schedule", **stored),
+        groups=groups,
+        seed=config["seed"],
+        steps=node["max_steps"],
+        config=dict(config),
+        log_every=node["log_every_n_steps"],
+    )
+    stopping = Stopping(f"stopped; to go on: train.py resume={run.folder}")
+    callbacks = [
+        *([EMA(config["ema"])] if config["ema"] is not None else []),
+        stopping,
+        Finite(),
+        *([Progress()] if node.pop("enable_progress_bar") else []),
+        *(build(callback, **stored) for callback in (config["callbacks"] or {}).values()),
+        Checkpoints(
+            run.checkpoints,
+            every=config["checkpoint_every"],
+            keep=config["keep"],
+            monitor="val/loss" if validated else None,
+        ),
+    ]
+    # Lightning counts micro-batches
+    node["val_check_interval"] = (
+        min(node["val_check_interval"], node["max_steps"]) * node["accumulate_grad_batches"]
+    )
+    if isinstance(node.get("limit_val_batches"), int):
+        node["limit_val_batches"] *= node["accumulate_grad_batches"]
+    if not validated:
+        node["limit_val_batches"] = 0
+    trainer = build({**node, "_partial_": True}, "trainer", **stored)(
+        callbacks=callbacks,
+        logger=[MetricsLog(run.metrics_path), *loggers],
+        plugins=[SafeIO()],
+        default_root_dir=run.folder,
+        check_val_every_n_epoch=None,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        enable_model_summary=False,
+        enable_progress_bar=False,
+    )
+    banner(config, model, data, run, latest, trainer)
+    with stopping:
+        trainer.fit(learner, datamodule=data, ckpt_path=latest)
+    return trainer.strategy.root_device
+
+
+def quiet() -> None:
+    """Silence what Lightning says of its own, which the banner says or which does not hold here."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in (
+        ".*does not have many workers.*",
+        ".*LeafSpec.*",
+        ".*anonymous setting.*",
+        ".*logging interval.*",
+    ):
+        warnings.filterwarnings("ignore", message=message)
