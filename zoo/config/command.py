@@ -45,6 +45,9 @@ def command(config_name: str) -> Callable[[Callable[[Any], Any]], Callable[[], N
                     explain.missing(config)
                     schema.check(config, schema.SCHEMAS[config_name])
                     return function(config)
+                except BrokenPipeError:  # whoever read the output, `head` say, has enough
+                    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                    raise SystemExit(128 + 13) from None
                 except Exception as error:
                     report(error, trace)
                     if not sweeping():
