@@ -21,7 +21,28 @@ def main(config):
             batch_size=asked["batch_size"],
             examples=asked["examples"],
         )
-        evaluate.add(run, numbers)
+        curves = []
+        if asked["lengths"]:
+            more, curves = evaluate.lengths(
+                model,
+                data,
+                asked["lengths"],
+                splits=asked["splits"],
+                weights=weights,
+                batch_size=asked["batch_size"],
+                examples=asked["examples"],
+            )
+            numbers += more
+        if asked["speed"]:
+            numbers += evaluate.speeds(
+                model,
+                data,
+                asked["lengths"] or [1],
+                splits=asked["splits"],
+                weights=weights,
+                batch_size=asked["batch_size"],
+            )
+        evaluate.add(run, numbers, curves)
         print(evaluate.told(numbers))
         path = evaluate.sample(
             model,

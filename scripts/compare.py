@@ -1,5 +1,7 @@
 """The table of a paper from run directories: uv run scripts/compare.py runs --rows position --over seed
 
+Or a figure of it: ... --plot extrapolation --out figures/extrapolation
+
 Reads results.json only: no network, no torch. Rows are averaged over seeds; numbers of different protocols
 are marked and not ranked against each other.
 """
@@ -9,7 +11,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from zoo.runs import layout
+from zoo.runs import layout, plot
+from zoo.runs.figure import figure
 from zoo.runs.gather import read
 from zoo.runs.table import FACTS, compare, read_published
 
@@ -50,19 +53,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     add("--published", type=Path, metavar="CSV", help="values of papers: a CSV with columns row,metric,value")
     add("--format", choices=["text", "markdown", "latex", "csv"], default="text")
+    add(
+        "--plot",
+        metavar="WHAT",
+        help="a figure instead: extrapolation, recall or <metric>:<config key>, with a line for each row",
+    )
+    add("--out", type=Path, default=Path("figure"), metavar="FILE", help="where --plot writes .png and .svg")
     told = parser.parse_args(arguments)
+    over = ["seed"] if told.over is None else told.over
     try:
         results, notes = read(told.folders)
+        if told.plot:
+            shown = figure(told.plot, results, told.rows, over=over, split=told.split)
+            print("\n".join(map(str, plot.draw(shown, told.out))))
+            return 0
         table = compare(
             results,
             told.rows,
-            over=["seed"] if told.over is None else told.over,
+            over=over,
             metrics=told.metric,
             split=told.split,
             columns=told.columns,
             published=read_published(told.published) if told.published else None,
         )
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, FileNotFoundError, ImportError) as error:
         print(error, file=sys.stderr)
         return 1
     table.notes.extend(notes)

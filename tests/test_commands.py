@@ -352,3 +352,22 @@ def test_a_logger_gets_the_numbers_of_training_and_evaluation(copy):
     done = run("evaluate", f"run={copy}", "logger=tensorboard", "splits=[test]", "log_prob.samples=2", "n=4")
     assert done.code == 0, done.err
     assert list(copy.glob("**/events.out.tfevents*"))
+
+
+def test_an_early_stop_is_told_by_the_steps_and_is_another_experiment(tmp_path):
+    words = (
+        "callbacks=early_stopping",
+        "callbacks.early_stopping.patience=1",
+        "callbacks.early_stopping.min_delta=1e9",
+    )
+    assert train(tmp_path, *words, "trainer.max_steps=20").code == 0
+    folder = only(tmp_path)
+    found = results(folder)
+    assert (found["status"], found["steps"]) == (
+        "finished",
+        4,
+    )  # the second validation, as nothing falls by so much
+    again = train(tmp_path, *words, "trainer.max_steps=20")
+    assert "is finished already" in again.out
+    assert train(tmp_path, "trainer.max_steps=20").code == 0
+    assert len(list(tmp_path.glob("*/identity.json"))) == 2

@@ -192,8 +192,11 @@ def test_what_cannot_be_built_is_refused_with_a_cure():
     with pytest.raises(ValueError, match=r"position=XPos does not work with causal LinearAttention"):
         Backbone(16, 1, BACKBONES["linear"]["mixer"], position=XPos)
     for name in ("linear", "performer"):
+        mixer = BACKBONES[name]["mixer"]
+        with pytest.raises(ValueError, match=r"ALiBi does not work with bidirectional .*it takes .*Rotary"):
+            Backbone(16, 1, mixer, position=ALiBi, causal=False)
         with pytest.raises(ValueError, match=r"ALiBi is a decay of the past.*Rotary"):
-            Backbone(16, 1, BACKBONES[name]["mixer"], position=ALiBi, causal=False)
+            mixer(16, position=ALiBi(16, 4), causal=False)
     with pytest.raises(ValueError, match=r"phi makes 15 features of 4.*try phi=elu1"):
         Backbone(16, 1, partial(LinearAttention, heads=4, phi=taylor))
     with pytest.raises(ValueError, match="dim=100 cannot be split over heads=8; try heads=10"):

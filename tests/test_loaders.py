@@ -1,6 +1,7 @@
 """Batches: each example once per epoch, the same for any number of devices, micro-batches and workers."""
 
 import functools
+import math
 from itertools import chain
 
 import numpy as np
@@ -201,6 +202,45 @@ def test_a_fault_of_the_source_is_not_taken_for_a_missing_split():
 def test_data_that_differ_from_the_facts_are_refused_in_a_sentence(change, said):
     with pytest.raises(ValueError, match=said):
         loaders(facts={**FACTS, **change}).setup("fit")
+
+
+@pytest.mark.parametrize(
+    ("y", "facts", "said"),
+    [
+        (
+            (22,),
+            {"targets": True},
+            r"toy says y has a target, or PAD, for each token, of shape \(3,\) and levels 7",
+        ),
+        (
+            (22,),
+            {"y": {"shape": [4], "levels": 7}},
+            r"y is what x follows from, of shape \(4,\) and levels 7; the data",
+        ),
+        (
+            (22, 3),
+            {"y": {"shape": [3], "levels": 5}},
+            r"levels 5 \(0 to 4\); the y of the data goes from 0 to 5",
+        ),
+        (None, {"y": {"shape": [3], "levels": 5}}, "levels 5; the data have no y"),
+        ((22, 3), {"targets": True}, None),
+        ((22,), {"y": {"shape": [], "levels": 6}}, None),
+    ],
+)
+def test_targets_and_sources_are_held_to_the_facts(y, facts, said):
+    class Pairs(Toy):
+        def __getitem__(self, indices):
+            batch = {"x": self.x[indices]}
+            if y is not None:
+                batch["y"] = (torch.arange(math.prod(y)) % 6).view(y)[indices]
+            return batch
+
+    made = loaders(Pairs, {"name": "toy", "shape": [3], "levels": 7, **facts})
+    if said is None:
+        made.setup()
+    else:
+        with pytest.raises(ValueError, match=said):
+            made.setup()
 
 
 def test_all_labels_are_checked_where_the_dataset_shows_them():

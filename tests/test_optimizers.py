@@ -7,9 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import composed
 from omegaconf import OmegaConf
 from torch import nn
 
+from zoo.config import build as make
+from zoo.config.catalogue import options
 from zoo.training.optimizers import build, grouped, labels
 from zoo.training.schedules import constant, cosine, linear, wsd
 
@@ -99,6 +102,40 @@ def test_adamw_decays_only_what_multiplies():
     decay = {id(p): part["weight_decay"] for part in optimizer.param_groups for p in part["params"]}
     assert sorted(decay.values()) == [0.0, 0.0, 0.0, 0.0, 0.01]
     assert build(nn.Linear(2, 2, bias=False), *config("adamw")).param_groups[0]["weight_decay"] == 0.01
+
+
+# names of what multiplies what it is given, and so decays
+WEIGHTS = {"weight", "weight_ih_l0", "weight_hh_l0", "C"}
+CHOICES = [
+    *(f"mixer={name}" for name in options("mixer")),
+    *(f"position={name}" for name in options("position")),
+    *(f"mlp={name}" for name in options("mlp")),
+]
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_adamw_decays_the_weights_of_every_choice_and_nothing_else(choice):
+    words = [
+        "model.dim=32",
+        "model.depth=1",
+        "dataset.shape=[1,4,4]",
+        "dataset.levels=5",
+        "dataset.classes=3",
+    ]
+    kind = "sequence_classifier" if choice in ("mixer=nystrom", "mixer=efficient") else "transformer"
+    node = OmegaConf.to_container(composed("train", f"model={kind}", choice, *words), resolve=True)["model"]
+    model = make(node, "model")
+    found = labels(model)
+    decay = {
+        id(p): part["weight_decay"]
+        for part in build(model, *config("adamw")).param_groups
+        for p in part["params"]
+    }
+    for label, parameter in found.items():
+        name, _, kind = label.rpartition(".")[2].partition(":")
+        weight = name in WEIGHTS and "Norm" not in kind and kind != "Embedding"
+        assert decay[id(parameter)] == (0.01 if weight else 0.0), label
+        assert not weight or parameter.ndim > 1, label
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ from zoo.nn import (
     TransformerXL,
     XPos,
 )
-from zoo.nn.position import alibi_slopes, fits, t5_bucket, turned
+from zoo.nn.position import alibi_slopes, fits, t5_bucket, turned, unit
 
 ENCODINGS = {
     "none": NoPosition,
@@ -703,4 +703,4 @@ def test_turning_by_an_angle_is_a_rotation():
     angle = torch.randn(4, 3, dtype=torch.float64)
     a, b = x[..., ::2], x[..., 1::2]
     written = torch.stack([a * angle.cos() - b * angle.sin(), a * angle.sin() + b * angle.cos()], -1)
-    close(turned(x, angle), written.flatten(-2))
+    close(turned(x, unit(angle)), written.flatten(-2))

@@ -80,7 +80,7 @@ def changed(key, value):
         ({}, {}, "d7384c0f4c381da34ee3bff82d6089b1c3586d76964a2f3a2bb6f6665814fc8d"),
         (SMALL, {}, "8cc532db0782d8244fe77200cb4d3ccdcb700834c5d9a3cfc8960dd07bc2c7a6"),
         (SMALL, DATA, "44bffd93fe6ea8a947beb8b554ed493cc9c308b8c03ec0d4415b869bb829c603"),
-        (WHOLE, DATA, "975a72cb5b87e0ad019358aca238613f936f2fa230998df64e2e3a74e9311c97"),
+        (WHOLE, DATA, "c8aa7343ef49d0ad0618889ec31b85171a87aa732b2b364205807ee73e0807d7"),
         (
             {"text": "é", "list": [1, 2.5, None, True]},
             DATA,

@@ -10,6 +10,7 @@ from torch.autograd.functional import jacobian
 
 from zoo.models import Autoregressive
 from zoo.models.autoregressive import draw, restricted
+from zoo.models.tokens import arranged, sequence
 from zoo.nn import Attention, Backbone, NoPosition, Position, Rotary
 from zoo.types import PAD, Density, Measured, Sampler, Space, Unfit, can
 
@@ -249,10 +250,10 @@ def test_probabilities_of_all_images_sum_to_one_for_each_label():
 
 
 def test_images_are_read_by_row_column_and_channel():
-    network = model(shape=(3, 2, 2), levels=256)
     x = torch.arange(12).view(1, 3, 2, 2).to(torch.uint8)
-    assert network.tokens(x)[0].tolist() == [0, 4, 8, 1, 5, 9, 2, 6, 10, 3, 7, 11]
-    assert torch.equal(network.untokens(network.tokens(x)), x)
+    assert sequence(x)[0].tolist() == [0, 4, 8, 1, 5, 9, 2, 6, 10, 3, 7, 11]
+    assert torch.equal(arranged(sequence(x), (3, 2, 2), 256), x)
+    network = model(shape=(3, 2, 2), levels=256)
     assert network.protocol == {"order": "row, column, channel"}
 
 

@@ -21,8 +21,11 @@ def group_names() -> list[str]:
 
 
 def options(group: str) -> list[str]:
-    """The names of one group's files."""
-    return sorted({path.stem for folder in folders() for path in folder.glob(f"{group}/*.yaml")})
+    """The names of one group's files, those in folders of it as `folder/name`."""
+    found = [
+        path.relative_to(folder / group) for folder in folders() for path in folder.glob(f"{group}/**/*.yaml")
+    ]
+    return sorted({path.with_suffix("").as_posix() for path in found})
 
 
 def bringing(group: str) -> list[str]:

@@ -1,11 +1,23 @@
 """Measurements, each with its protocol. It knows contracts, never a model by name."""
 
 from zoo.evaluation.health import health as health
+from zoo.evaluation.length import by_length as by_length
 from zoo.evaluation.likelihood import likelihood as likelihood
 from zoo.evaluation.likelihood import options_in_force as options_in_force
 from zoo.evaluation.samples import draw as draw
 from zoo.evaluation.samples import grid as grid
 from zoo.evaluation.samples import save as save
 from zoo.evaluation.samples import write_png as write_png
+from zoo.evaluation.speed import speed as speed
 
-__all__ = ["draw", "grid", "health", "likelihood", "options_in_force", "save", "write_png"]
+__all__ = [
+    "by_length",
+    "draw",
+    "grid",
+    "health",
+    "likelihood",
+    "options_in_force",
+    "save",
+    "speed",
+    "write_png",
+]

@@ -54,7 +54,8 @@ def likelihood(
 
     batches     {"x", "y"?} on the model's device, each example once
     facts       the dataset's: unit, levels, shape
-    options     of model.log_prob
+    options     of model.log_prob; one named `since` leaves the tokens before it uncounted, and units per
+                symbol where a token is not one of them
     counts      symbols in the split ("chars", "bytes", "words"), for units per symbol
     protocol    what the data add to the protocol (binarization, context ...)
     Raises ValueError for a model without log_prob, an unknown option, or a value that is not finite.
@@ -76,9 +77,10 @@ def likelihood(
         total -= float(log_p.sum())
         squares += float(log_p.square().sum())
         examples += len(log_p)
-        symbols += int(scored(batch["x"]).sum())
-    if not examples:
-        raise ValueError(f"the {split} split is empty")
+        symbols += int(scored(batch["x"]).flatten(1)[:, int(force.get("since", 0)) :].sum())
+    if not symbols:
+        since = f" from token {force['since']} on" if force.get("since") else ""
+        raise ValueError(f"the {split} split is empty{since}")
     mean = total / examples
     deviation = math.sqrt(max(squares / examples - mean**2, 0.0) / max(examples - 1, 1))
     told = {"method": "log_prob", **force, **(protocol or {})}
@@ -91,7 +93,8 @@ def likelihood(
         "protocol": told,
         "seconds": round(time.perf_counter() - started, 3),
     }
-    values = in_units(total, examples, symbols, facts, counts or {})
+    counts = one_to_one(counts or {}, symbols) if force.get("since") else counts or {}
+    values = in_units(total, examples, symbols, facts, counts)
     first = NAMES.get(str(facts.get("unit")), "nats")
     order = sorted(values, key=lambda name: (name != first, list(values).index(name)))
     return [
@@ -104,6 +107,11 @@ def likelihood(
         }
         for name in order
     ]
+
+
+def one_to_one(counts: Mapping[str, int], symbols: int) -> dict[str, int]:
+    """The counts of a part of a split, `symbols` tokens of it: of what each token is one of."""
+    return {name: symbols for name, n in counts.items() if n == counts.get("tokens")}
 
 
 def in_units(

@@ -6,7 +6,7 @@ from typing import Any
 from zoo.config import build
 from zoo.training.loaders import Loaders
 
-FACTS = ("name", "kind", "shape", "levels", "classes", "unit", "sizes")
+FACTS = ("name", "kind", "shape", "levels", "classes", "targets", "y", "unit", "sizes")
 
 
 def loaders(config: Mapping[str, Any], *, stored: bool = False, allow: Sequence[str] = ()) -> Loaders:

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from zoo.config import build
 from zoo.config.build import fits
-from zoo.evaluation import draw, health, likelihood, options_in_force, save
+from zoo.evaluation import by_length, draw, health, likelihood, options_in_force, save, speed
 from zoo.jobs import data as jobs_data
 from zoo.loading import device_of, restored
-from zoo.runs import Run, version
+from zoo.runs import Run, environment, version
 from zoo.training.loaders import Loaders
 from zoo.types import Density, Measured, Sampler, can
 
@@ -53,6 +53,8 @@ def check(model: nn.Module, asked: Mapping[str, Any]) -> None:
             raise ValueError(f"splits={split}: there are {', '.join(SPLITS)}")
     if asked["weights"] not in ("best", "last"):
         raise ValueError(f"weights={asked['weights']}: best or last")
+    if any(multiple < 1 for multiple in asked.get("lengths", ())):
+        raise ValueError(f"lengths={asked['lengths']}: multiples of the training length are at least 1")
     if asked["n"] < 0:
         raise ValueError(f"n={asked['n']}: 0 or more samples can be drawn")
     for contract, name in ((Density, "log_prob"), (Sampler, "sample")):
@@ -86,13 +88,9 @@ def measure(
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size={batch_size} must be at least 1; null takes that of the training")
     batch_size = batch_size or loaders.batch_size
-    there = [split for split in SPLITS if split in splits and loaders.has(split)]
-    if splits and not there:
-        there = [split for split in ("val", "train") if loaders.has(split)][:1]
     device = next(model.parameters()).device
-    stamp = {"weights": dict(weights), "version": version(), "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
     numbers: list[dict[str, Any]] = []
-    for split in there:
+    for split in found(loaders, splits):
         dataset = loaders.dataset(split)
         protocol = {**getattr(dataset, "protocol", {}), **getattr(model, "protocol", {})}
         counts = getattr(dataset, "counts", None)
@@ -107,7 +105,75 @@ def measure(
             )
         if can(model, Measured):
             numbers += health(model, on(device, loaders.loader(split, batch_size, examples)), **common)
-    return [{**number, **stamp} for number in numbers]
+    return stamped(numbers, weights)
+
+
+def lengths(
+    model: nn.Module,
+    loaders: Loaders,
+    multiples: Sequence[int],
+    *,
+    splits: Sequence[str],
+    weights: Mapping[str, Any],
+    batch_size: int | None = None,
+    examples: int | None = None,
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The numbers and curves of zoo.evaluation.by_length, over the splits that measure takes."""
+    numbers: list[dict[str, Any]] = []
+    curves: list[dict[str, Any]] = []
+    for split in found(loaders, splits):
+        dataset = loaders.dataset(split)
+        more = by_length(
+            model,
+            dataset,
+            multiples,
+            facts=loaders.facts,
+            split=split,
+            protocol={**getattr(dataset, "protocol", {}), **getattr(model, "protocol", {})},
+            batch_size=batch_size or loaders.batch_size,
+            examples=examples,
+            device=next(model.parameters()).device,
+        )
+        numbers += more[0]
+        curves += more[1]
+    return stamped(numbers, weights), stamped(curves, weights)
+
+
+def speeds(
+    model: nn.Module,
+    loaders: Loaders,
+    multiples: Sequence[int],
+    *,
+    splits: Sequence[str],
+    weights: Mapping[str, Any],
+    batch_size: int | None = None,
+) -> list[dict[str, Any]]:
+    """The numbers of zoo.evaluation.speed, on the first batch of the first of the splits, with the hardware."""
+    device = next(model.parameters()).device
+    (split, *_) = found(loaders, splits or SPLITS)
+    batch = next(on(device, loaders.loader(split, batch_size or loaders.batch_size)))
+    about = environment()
+    gpu = device.type == "cuda"
+    hardware = {
+        "device": torch.cuda.get_device_name(device) if gpu else about["processor"],
+        "threads": None if gpu else torch.get_num_threads(),
+        "torch": about["packages"]["torch"],
+    }
+    return stamped(speed(model, batch, multiples, split=split, hardware=hardware), weights)
+
+
+def found(loaders: Loaders, splits: Sequence[str]) -> list[str]:
+    """Those of the splits that there are, the test split first; val, or train, where there are none of them."""
+    there = [split for split in SPLITS if split in splits and loaders.has(split)]
+    if splits and not there:
+        there = [split for split in ("val", "train") if loaders.has(split)][:1]
+    return there
+
+
+def stamped(records: Sequence[Mapping[str, Any]], weights: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Numbers or curves, with what was measured: which weights, which code, when."""
+    stamp = {"weights": dict(weights), "version": version(), "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+    return [{**record, **stamp} for record in records]
 
 
 def on(device: torch.device, batches: Any) -> Iterator[dict[str, Tensor]]:
@@ -116,23 +182,26 @@ def on(device: torch.device, batches: Any) -> Iterator[dict[str, Tensor]]:
         yield {name: value.to(device) for name, value in batch.items()}
 
 
-def add(run: Run, numbers: Sequence[Mapping[str, Any]]) -> None:
-    """Write numbers into results.json: one of the same name, split, protocol and weights is replaced."""
+def add(run: Run, numbers: Sequence[Mapping[str, Any]], curves: Sequence[Mapping[str, Any]] = ()) -> None:
+    """Write numbers into results.json: one of the same name, split, protocol and weights is replaced; so for curves."""
 
-    def same(number: Mapping[str, Any]) -> tuple[str, ...]:
-        return tuple(str(number.get(key)) for key in ("name", "split", "protocol", "weights"))
+    def same(record: Mapping[str, Any]) -> tuple[str, ...]:
+        return tuple(str(record.get(key)) for key in ("name", "split", "protocol", "weights"))
 
     results = run.results
-    new = {same(number) for number in numbers}
-    kept = [number for number in results.get("numbers", []) if same(number) not in new]
-    results["numbers"] = [*kept, *numbers]
+    for key, records in (("numbers", numbers), ("curves", curves)):
+        new = {same(record) for record in records}
+        kept = [record for record in results.get(key, []) if same(record) not in new]
+        if kept or records or key == "numbers":
+            results[key] = [*kept, *records]
     run.write_results(results)
 
 
 def show(numbers: Sequence[Mapping[str, Any]], logs: Sequence[Any], step: int) -> None:
     """Numbers in the loggers, as test/nats."""
     for log in logs:
-        log.log_metrics({f"{number['split']}/{number['name']}": number["value"] for number in numbers}, step)
+        shown = {f"{n['split']}/{n['name']}": n["value"] for n in numbers if n["value"] is not None}
+        log.log_metrics(shown, step)
 
 
 def sample(
@@ -192,6 +261,9 @@ def told(numbers: Sequence[Mapping[str, Any]]) -> str:
         error = f" ± {number['stderr']:.2g}" if number.get("stderr") is not None else ""
         protocol = {k: v for k, v in number["protocol"].items() if k != "method" and v is not None}
         about = ", ".join(f"{k}={v}" for k, v in protocol.items())
+        if number["value"] is None:
+            lines.append(f"  {number['split']:5} {number['name']:16} –  ({number['reason']})")
+            continue
         value = f"{sign}{number['value']:.4f}{error} {number['unit']}".rstrip()
         lines.append(
             f"  {number['split']:5} {number['name']:16} {value}  ({number['kind']}{', ' + about if about else ''})"

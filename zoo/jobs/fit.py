@@ -74,8 +74,8 @@ def fit(
     latest: Path | None,
     loggers: Sequence[Any],
     stored: Mapping[str, Any],
-) -> torch.device:
-    """Train to the last step, from the beginning or from a checkpoint; returns the device that did it."""
+) -> tuple[int, torch.device]:
+    """Train to the last step, from the beginning or from a checkpoint; returns the steps done, and the device."""
     quiet()
     node = dict(config["trainer"])
     optimizer = dict(config["optimizer"])
@@ -127,7 +127,7 @@ def fit(
     banner(config, model, data, run, latest, trainer)
     with stopping:
         trainer.fit(learner, datamodule=data, ckpt_path=latest)
-    return trainer.strategy.root_device
+    return trainer.global_step, trainer.strategy.root_device
 
 
 def quiet() -> None:

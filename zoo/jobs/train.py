@@ -65,8 +65,8 @@ def train(
     loggers = evaluate.loggers(config["logger"], run, config, **stored)
     failed = True
     try:
-        device = fit(config, model, data, run, latest, loggers, stored)
-        results |= {"steps": config["trainer"]["max_steps"], "peak_memory_mb": peak_memory(device)}
+        steps, device = fit(config, model, data, run, latest, loggers, stored)
+        results |= {"steps": steps, "peak_memory_mb": peak_memory(device)}
         results["seconds"] = round(before + time.monotonic() - begun, 1)
         run.write_results(results)
         measured(config, model.to(device), data, run, loggers)

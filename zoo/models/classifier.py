@@ -9,7 +9,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.models.masked import grid, sequence
+from zoo.models.tokens import grid, sequence
 from zoo.nn.attention import Attention
 from zoo.nn.backbone import Backbone
 from zoo.nn.feedforward import FeedForward

@@ -4,7 +4,6 @@ x is data, tokens are x as a sequence (B, T), V = levels. Beside the V levels th
 for a hidden token, and one for PAD.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zoo.models.tokens import grid, sequence
 from zoo.nn.attention import Attention
 from zoo.nn.backbone import Backbone
 from zoo.nn.feedforward import FeedForward
@@ -135,13 +135,3 @@ class Masked(nn.Module):
     def logits(self, h: Tensor) -> Tensor:
         weight = self.embed.weight[: self.levels] if self.head is None else self.head.weight
         return F.linear(h, weight, self.bias)
-
-
-def sequence(x: Tensor) -> Tensor:
-    """x as tokens, images by row, column and channel.  (B, *shape) -> (B, T)"""
-    return (x.movedim(1, -1) if x.ndim == 4 else x).flatten(1).long()
-
-
-def grid(shape: Sequence[int]) -> tuple[int, ...]:
-    """How the tokens of one example lie: (T,), or the rows and columns of an image."""
-    return (shape[1], shape[2] * shape[0]) if len(shape) == 3 else (math.prod(shape),)

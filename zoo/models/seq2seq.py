@@ -13,12 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.models.autoregressive import draw
-from zoo.models.masked import grid, sequence
+from zoo.models.tokens import arranged, grid, sequence
 from zoo.nn.attention import Attention
 from zoo.nn.backbone import Backbone
 from zoo.nn.cross import CrossBlock
 from zoo.nn.feedforward import FeedForward
-from zoo.nn.likelihood import whole
 from zoo.nn.position import SinusoidalPosition
 from zoo.types import PAD, Kind, Unfit, scored
 
@@ -130,11 +129,7 @@ class Seq2Seq(nn.Module):
             if i > 0:
                 h, state = self.decoder.step(self.embed(tokens[-1]), state, after=after)
             tokens.append(draw(self.head(h), temperature=temperature, top_k=top_k, top_p=top_p))
-        x = torch.stack(tokens, 1)
-        if len(self.shape) != 3:
-            return x.unflatten(1, self.shape)
-        C, H, W = self.shape
-        return whole(x.unflatten(1, (H, W, C)).movedim(-1, 1), self.levels)
+        return arranged(torch.stack(tokens, 1), self.shape, self.levels)
 
     def statistics(self, x: Tensor, y: Tensor | None = None) -> dict[str, Tensor]:
         """How many tokens and sequences there are to tell, and how many the most probable tokens get right."""

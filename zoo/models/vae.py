@@ -81,7 +81,8 @@ class VAE(nn.Module):
         reconstruction = -self.likelihood.log_prob(self._decoded(z), x).mean()
         by_dim = _kl(mu, lv).mean(0)
         kl = by_dim.sum()
-        loss = reconstruction + self.beta * by_dim.clamp(min=self.free_bits).sum()
+        punished = by_dim.clamp(min=self.free_bits).sum() if self.free_bits else kl  # a KL is never negative
+        loss = reconstruction + self.beta * punished
         return {"loss": loss, "nats": reconstruction + kl, "reconstruction": reconstruction, "kl": kl}
 
     @torch.no_grad()
@@ -157,7 +158,9 @@ class VAE(nn.Module):
 
     def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """mu and lv of q(z|x): (B, C, H, W) -> (B, D), (B, D)."""
-        scaled = x.to(next(self.parameters()).dtype) / (self.levels - 1)
+        scaled = x.to(next(self.parameters()).dtype)
+        if self.levels > 2:
+            scaled = scaled / (self.levels - 1)
         mu, lv = wide(self.encoder(scaled)).chunk(2, -1)
         return mu, lv.clamp(-30.0, 20.0)
 

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from zoo.nn.feedforward import gpt2_init
 from zoo.nn.position import NoPosition, Position, Rotary
 
+SCORED = frozenset({"bias", "scores", "values"})  # where an encoding asks for the positions of keys
+
 
 class Attention(nn.Module):
     """Every token looks at all others (causal: at those before and itself) and takes a mean of their values.
@@ -96,12 +98,13 @@ class Attention(nn.Module):
         t = state.next
         q, k, v = self.project(x_t.unsqueeze(1), t)
         k, v = state.append(k, v)
-        return self.merge(self.attend(q, k, v, t, state.positions, seen=state.seen)).squeeze(1), state
+        t_k = state.positions if self.position.places & SCORED else t  # else nobody asks where the keys are
+        return self.merge(self.attend(q, k, v, t, t_k, seen=state.seen)).squeeze(1), state
 
     def project(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries (B, H, T, d), keys and values (B, H_kv, T, d)."""
         heads = (self.heads, self.kv_heads, self.kv_heads)
-        q, k, v = self.qkv(x).unflatten(-1, (sum(heads), -1)).transpose(1, 2).split(heads, 1)
+        q, k, v = self.qkv(x).unflatten(-1, (sum(heads), -1)).transpose(1, 2).split_with_sizes(heads, 1)
         q, k = self.position.rotate(self.q_norm(q), self.k_norm(k), t)
         return q, k, v
 
@@ -119,10 +122,10 @@ class Attention(nn.Module):
         """The heads' outputs (B, H, Tq, d); seen (B, 1, 1 or Tq, S) is False at keys that are not seen."""
         places, dropout = self.position.places, self.dropout if self.training else 0.0
         gqa = self.kv_heads < self.heads
-        if self.cap is None and not places & {"bias", "scores", "values"}:
+        if self.cap is None and not places & SCORED:
             return F.scaled_dot_product_attention(q, k, v, seen, dropout, is_causal=causal, enable_gqa=gqa)
         k, v = (x.repeat_interleave(self.heads // self.kv_heads, 1) if gqa else x for x in (k, v))
-        logits = q.new_zeros(1, 1, t_q.shape[-1], t_k.shape[-1])
+        logits = q.new_zeros(1, 1, q.shape[2], k.shape[2])
         if "bias" in places:
             logits = logits + self.position.bias(t_q, t_k).type_as(q)
         if "scores" in places:
@@ -163,10 +166,10 @@ class Cache:
         """Take in one token's (B, H_kv, 1, d) and return all, (B, H_kv, S, d)."""
         if self.size == self.k.shape[2]:
             self.k, self.v = roomier(self.k), roomier(self.v)
-        self.k[:, :, self.size] = k[:, :, 0]
-        self.v[:, :, self.size] = v[:, :, 0]
+        self.k.narrow(2, self.size, 1).copy_(k)
+        self.v.narrow(2, self.size, 1).copy_(v)
         self.size += 1
-        return self.k[:, :, : self.size], self.v[:, :, : self.size]
+        return self.k.narrow(2, 0, self.size), self.v.narrow(2, 0, self.size)
 
     @property
     def next(self) -> Tensor:

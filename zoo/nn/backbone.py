@@ -144,17 +144,20 @@ class Backbone(nn.Module):
     def step(self, x_t: Tensor, state: State, *, after: After = same) -> tuple[Tensor, State]:
         """The output for one more token.  x_t (B, D) -> (B, D); a state is changed: it serves once"""
         states = []
-        window = torch.cat([state.past, x_t.unsqueeze(1)], 1)
-        t = state.t + torch.arange(-self.position.reach, 1, device=x_t.device)
+        window = x_t.unsqueeze(1)
+        t = state.t
+        if self.position.reach:
+            window = torch.cat([state.past, window], 1)
+            t = t + torch.arange(-self.position.reach, 1, device=x_t.device)
+        x = self.enter(window, t, 0)[:, -1]
         for layer, (block, before) in enumerate(zip(self.blocks, state.blocks, strict=True)):
-            if layer == 0:
-                x_t = self.enter(window, t, layer)[:, -1]
-            else:
-                x_t = self.enter(x_t.unsqueeze(1), state.t, layer).squeeze(1)
-            x_t, behind = block.step(x_t, before)
-            x_t = after(layer, x_t.unsqueeze(1)).squeeze(1)
+            if layer and "embed" in self.position.places:
+                x = self.enter(x.unsqueeze(1), state.t, layer).squeeze(1)
+            x, behind = block.step(x, before)
+            if after is not same:
+                x = after(layer, x.unsqueeze(1)).squeeze(1)
             states.append(behind)
-        return self.norm(x_t), State(state.t + 1, states, window[:, 1:])
+        return self.norm(x), State(state.t + 1, states, window[:, 1:])
 
     def enter(self, x: Tensor, t: Tensor, layer: int) -> Tensor:
         """The input of a block, with positions in it.  (B, T, D) -> (B, T, D)"""
@@ -223,7 +226,7 @@ class Block(nn.Module):
 
     def add(self, x: Tensor, branch: Tensor, norm: nn.Module) -> Tensor:
         """What comes after it."""
-        x = x + self.dropout(branch)
+        x = x + (self.dropout(branch) if self.training else branch)
         return x if self.norm_first else norm(x)
 
 

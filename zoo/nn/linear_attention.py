@@ -39,7 +39,8 @@ class LinearAttention(nn.Module):
     features that are more than d: they are no pairs.
     """
 
-    honours: ClassVar[frozenset[str]] = frozenset({"Rotary", "Rotary2D", "ALiBi"})
+    honours: ClassVar[frozenset[str]] = frozenset({"Rotary", "Rotary2D"})
+    honours_causal: ClassVar[frozenset[str]] = frozenset({"ALiBi"})
     ordered: ClassVar[bool] = False
     own = Rotary
 

@@ -44,7 +44,8 @@ class Performer(nn.Module):
     Raises ValueError if dim is no multiple of heads, and for ALiBi without causal=True.
     """
 
-    honours: ClassVar[frozenset[str]] = frozenset({"rotate", "ALiBi"})
+    honours: ClassVar[frozenset[str]] = frozenset({"rotate"})
+    honours_causal: ClassVar[frozenset[str]] = frozenset({"ALiBi"})
     ordered: ClassVar[bool] = False
     own = Rotary
 

@@ -13,6 +13,7 @@ distance, positive for keys in the past. A file that adds an encoding adds one c
 
 import math
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import ClassVar
 
 import torch
@@ -233,8 +234,8 @@ class Rotary(Position):
         self.interpolation = interpolation
 
     def rotate(self, q: Tensor, k: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        a = angles(t, q.shape[-1], self.base, wide(q)) / self.interpolation
-        return turned(q, a), turned(k, a)
+        turn = unit(angles(t, q.shape[-1], self.base, wide(q), self.interpolation))
+        return turned(q, turn), turned(k, turn)
 
 
 class Rotary2D(Position):
@@ -271,7 +272,8 @@ class Rotary2D(Position):
         half, real = q.shape[-1] // 2, wide(q)
         row, column = t // self.width, t % self.width
         a = torch.cat([angles(row, half, self.base, real), angles(column, half, self.base, real)], -1)
-        return turned(q, a), turned(k, a)
+        turn = unit(a)
+        return turned(q, turn), turned(k, turn)
 
 
 class XPos(Position):
@@ -305,7 +307,7 @@ class XPos(Position):
         a = angles(t, d, self.base, real)
         z = (torch.arange(0, d, 2, device=q.device, dtype=real) / d + self.gamma) / (1 + self.gamma)
         size = z ** (t.unsqueeze(-1).to(real) / self.scale)  # (T, d/2) or (B, T, d/2)
-        return turned(q, a, size), turned(k, a, 1 / size)
+        return turned(q, torch.polar(size, a)), turned(k, torch.polar(1 / size, a))
 
 
 class ALiBi(Position):
@@ -515,10 +517,18 @@ def distance(t_q: Tensor, t_k: Tensor) -> Tensor:
     return t_q.unsqueeze(-1) - t_k.unsqueeze(-2)
 
 
-def angles(t: Tensor, dim: int, base: float, dtype: torch.dtype) -> Tensor:
-    """t base^(-2i/dim), i = 0 ... dim/2 - 1.  (..., T) -> (..., T, dim/2)"""
-    i = torch.arange(0, dim, 2, device=t.device, dtype=dtype)
-    return t.unsqueeze(-1) * base ** (-i / dim)
+def angles(t: Tensor, dim: int, base: float, dtype: torch.dtype, interpolation: float = 1.0) -> Tensor:
+    """t base^(-2i/dim) / interpolation, i = 0 ... dim/2 - 1.  (..., T) -> (..., T, dim/2)"""
+    return t.unsqueeze(-1) * frequencies(dim, base, interpolation, dtype, t.device)
+
+
+@lru_cache(maxsize=32)
+@torch.inference_mode(False)  # kept, and a tensor of inference mode may meet no gradient later
+def frequencies(
+    dim: int, base: float, interpolation: float, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """base^(-2i/dim) / interpolation, i = 0 ... dim/2 - 1: (dim/2,)"""
+    return base ** (-torch.arange(0, dim, 2, device=device, dtype=dtype) / dim) / interpolation
 
 
 def wide(x: Tensor) -> torch.dtype:
@@ -526,12 +536,13 @@ def wide(x: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
 
 
-def turned(x: Tensor, angle: Tensor, size: Tensor | None = None) -> Tensor:
-    """Pairs of features as complex numbers, times size e^(i angle).
+def unit(angle: Tensor) -> Tensor:
+    """e^(i angle)"""
+    return torch.polar(torch.ones_like(angle), angle)
 
-    x (B, H, T, d) -> same; angle, size (T, d/2), or (B, T, d/2)
-    """
-    turn = torch.polar(torch.ones_like(angle) if size is None else size, angle)
+
+def turned(x: Tensor, turn: Tensor) -> Tensor:
+    """Pairs of features as complex numbers, times turn.  x (B, H, T, d); turn (T, d/2), or (B, T, d/2)"""
     turn = turn if turn.ndim == 2 else turn.unsqueeze(1)  # one turn for all heads
     z = torch.view_as_complex(x.to(wide(x)).unflatten(-1, (-1, 2)))
     return torch.view_as_real(z * turn).flatten(-2).type_as(x)
@@ -609,10 +620,11 @@ def fits(position: type[Position], mixer: object, causal: bool) -> bool:
     """Whether a mixer can do what an encoding asks of it.
 
     A mixer's class says so by `honours`, the places (or the names of single encodings) it can honour beside
-    "embed", which is the backbone's work; and by `ordered`, False if its output ignores the order of what it
-    sees.
+    "embed", which is the backbone's work; by `honours_causal`, those that it can honour in causal networks
+    alone; and by `ordered`, False if its output ignores the order of what it sees.
     """
     honours = {"embed"} | set(getattr(mixer, "honours", ()))
+    honours |= set(getattr(mixer, "honours_causal", ())) if causal else set()
     # what acts nowhere is enough for a mixer with an order of its own
     enough = not position.places and getattr(mixer, "ordered", True)
     return (causal or enough or not position.causal_only) and (

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from zoo.nn.chunked import chunked, end, kept, precise, recur
 from zoo.nn.linear_attention import check_heads
-from zoo.nn.position import turned
+from zoo.nn.position import turned, unit
 
 
 class State(NamedTuple):
@@ -75,7 +75,8 @@ class Retention(nn.Module):
         q, k, v = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in precise(*qkv))
         d = q.shape[-1]
         angles = t.unsqueeze(-1) * 10000.0 ** -torch.linspace(0, 1, d // 2, device=x.device, dtype=q.dtype)
-        return turned(q, angles), turned(k, angles) * d**-0.5, v, gate
+        turn = unit(angles)
+        return turned(q, turn), turned(k, turn) * d**-0.5, v, gate
 
     def log_gamma(self, q: Tensor) -> Tensor:
         """log(1 - 2^(-5-h)), (H,): as a logarithm, for in half precision 1 - 2^-12 is 1."""

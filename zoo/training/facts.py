@@ -81,7 +81,7 @@ def batched(dataset: Any) -> bool:
 
 
 def check(dataset: Any, split: str, facts: Mapping[str, Any]) -> None:
-    """Hold a split to the facts: size, shape, levels, dtype, labels. ValueError names both sides."""
+    """Hold a split to the facts: size, shape, levels, dtype, labels, targets, sources. ValueError names both sides."""
     says = f"{facts.get('name', 'the config')} says"
     size = (facts.get("sizes") or {}).get(split)
     if size is not None and size != len(dataset):
@@ -102,6 +102,11 @@ def check(dataset: Any, split: str, facts: Mapping[str, Any]) -> None:
         check_levels(x, facts["levels"], says)
     if facts.get("classes") is not None:
         check_labels(dataset, y, facts["classes"], f"{says} {split} has {facts['classes']} classes")
+    if facts.get("targets"):
+        check_symbols(y, shape, facts.get("levels"), f"{says} y has a target, or PAD, for each token")
+    if facts.get("y") is not None:
+        space = facts["y"]
+        check_symbols(y, tuple(space["shape"]), space["levels"], f"{says} y is what x follows from")
 
 
 def check_levels(x: Tensor, levels: int | None, says: str) -> None:
@@ -137,6 +142,18 @@ def check_labels(dataset: Any, y: Tensor | None, classes: int, says: str) -> Non
     low, high = int(y.min()), int(y.max())
     if low < 0 or high >= classes:
         raise ValueError(f"{says} (0 to {classes - 1}), the labels go from {low} to {high}")
+
+
+def check_symbols(y: Tensor | None, shape: tuple[int, ...], levels: int | None, says: str) -> None:
+    """y is integers in [0, levels) or PAD, (B, *shape); ValueError otherwise."""
+    says = f"{says}, of shape {shape} and levels {levels}"
+    if y is None:
+        raise ValueError(f"{says}; the data have no y")
+    if torch.is_floating_point(y) or tuple(y.shape[1:]) != shape:
+        raise ValueError(f"{says}; the data have y of {y.dtype} and shape {tuple(y.shape[1:])}")
+    low, high = int(y.min()), int(y.max())
+    if low < PAD or (levels is not None and high >= levels):
+        raise ValueError(f"{says} (0 to {(levels or 0) - 1}); the y of the data goes from {low} to {high}")
 
 
 def fingerprint(dataset: Any) -> str:

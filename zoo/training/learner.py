@@ -60,6 +60,13 @@ class Learner(LightningModule):
         self._known: set[tuple[str, ...]] = set()
         self._since = time.monotonic()
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        # Lightning notes the name of each hook, some 40 times a step, and torch would look for parameters in it
+        if name == "_current_fx_name":
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
     def configure_optimizers(self) -> dict[str, Any]:
         optimizer = build(self.model, self.optimizer, self.groups)
         if self.schedule is None:
