@@ -43,7 +43,9 @@ SPACES = {
     "reals": ([4, 8, 8], None, 3),
 }
 # what makes a model small enough for a test
-SMALL = dict.fromkeys(("transformer", "mamba", "s4", "retnet", "rwkv"), ["model.dim=16", "model.depth=2"])
+SMALL = {
+    model: ["model.dim=16", "model.depth=2"] for model in ("transformer", "mamba", "s4", "retnet", "rwkv")
+}
 
 
 def name(path):

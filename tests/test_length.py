@@ -83,7 +83,7 @@ def test_only_tokens_from_since_on_are_counted():
 @pytest.mark.parametrize("since", [-1, 8])
 def test_since_leaves_a_token(since):
     with pytest.raises(ValueError, match=f"since={since}.*try 0 to 7"):
-        model().log_prob(torch.zeros(1, 8, dtype=torch.long), since=since)
+        model(LRU).log_prob(torch.zeros(1, 8, dtype=torch.long), since=since)
 
 
 def test_units_divide_by_what_was_counted():
@@ -98,6 +98,9 @@ def test_units_divide_by_what_was_counted():
         {"bits_per_char": 5 / 3 / LN2, "nats": 5 / 2, "nats_per_token": 5 / 3, "perplexity": math.exp(5 / 3)}
     )
     assert found[0]["protocol"]["since"] == 2
+    part = likelihood(Nearby(memory=0), [{"x": x[:1]}], facts=FACTS, split="test", counts=counts)
+    assert [number["name"] for number in part] == ["bits_per_char", "nats", "nats_per_token", "perplexity"]
+    assert part[0]["value"] == pytest.approx(1 / LN2)  # of 4 symbols, not of the split's 7
     with pytest.raises(ValueError, match="empty from token 3 on"):
         likelihood(Nearby(), [{"x": x[1:]}], facts=FACTS, split="test", options={"since": 3})
 
@@ -126,7 +129,7 @@ def test_values_by_length_are_those_worked_out_by_hand():
         assert (protocol["context"], protocol["multiple"], protocol["targets"]) == (4 * m, m, "same")
         assert numbers[f"perplexity_at_{m}x"]["count"] == 5
     assert not any("byte" in name for name in numbers)  # no token is one
-    assert list(numbers)[0] == "bits_per_char_at_1x"
+    assert next(iter(numbers)) == "bits_per_char_at_1x"
 
 
 def test_a_curve_has_the_nats_of_each_place_of_the_window():

@@ -14,7 +14,7 @@ from torch import nn
 from zoo.config import build as make
 from zoo.config.catalogue import options
 from zoo.training.optimizers import build, grouped, labels
-from zoo.training.schedules import constant, cosine, linear, wsd
+from zoo.training.schedules import constant, cosine, linear, staircase, wsd
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 LR, B1, B2, EPS, DECAY = 0.1, 0.8, 0.95, 1e-8, 0.3
@@ -179,13 +179,15 @@ def test_schedules_have_their_values():
     assert cosine(2, steps=10, warmup=2, final=0.1) == 1
     assert cosine(6, steps=10, warmup=2, final=0.1) == pytest.approx(0.55)
     assert cosine(10, steps=10, warmup=2, final=0.1) == pytest.approx(0.1)
+    stairs = [staircase(s, steps=10, at=[0.4, 0.7], factor=0.5) for s in (0, 3, 4, 6, 7, 9, 12)]
+    assert stairs == [1, 1, 0.5, 0.5, 0.25, 0.25, 0.25]
     assert [wsd(s, steps=100, warmup=2, decay=0.16) for s in (0, 2, 84, 88, 100)] == [0.5, 1, 1, 0.5, 0]
 
 
-@pytest.mark.parametrize("name", ["constant", "cosine", "linear", "wsd"])
+@pytest.mark.parametrize("name", ["constant", "cosine", "linear", "staircase", "wsd"])
 def test_a_schedule_rises_once_falls_once_and_stays_positive(name):
     node = OmegaConf.to_container(OmegaConf.load(CONFIGS / "schedule" / f"{name}.yaml"))
-    function = {f.__name__: f for f in (constant, cosine, linear, wsd)}[name]
+    function = {f.__name__: f for f in (constant, cosine, linear, staircase, wsd)}[name]
     assert node.pop("_target_") == f"zoo.training.schedules.{name}"
     assert node.pop("_partial_") is True
     node["warmup"] = 10

@@ -116,6 +116,14 @@ def test_a_picture_tells_rows_axes_units_stops_and_sources(runs, tmp_path):
     assert "make position.length larger" not in text
 
 
+def test_a_table_of_rows_tells_in_words_why_a_cell_is_empty(runs):
+    extrapolation(runs)
+    done = commands.run("scripts/compare", runs.path, "--rows", "position", "--metric", "bits_per_char_at_2x")
+    assert done.code == 0, done.err
+    assert done.out.count(f"LearnedPosition has no bits_per_char_at_2x: {STOP}") == 1
+    assert "nan" not in done.out
+
+
 def test_the_same_runs_give_the_same_picture(runs, tmp_path):
     extrapolation(runs)
     words = ("--plot", "extrapolation", "--rows", "position")
@@ -161,7 +169,7 @@ def test_a_key_of_words_stands_side_by_side(runs, tmp_path):
         for position in ("Rotary", "ALiBi"):
             runs.write("gpt", [plain("perplexity", 3.0 * dim, "per token")], dim=dim, position=position)
     told = shown(runs, "perplexity:position", "model.dim")
-    assert [line.name for line in told.lines] == ["8", "16"]
+    assert [line.name for line in told.lines] == ["model.dim=8", "model.dim=16"]
     assert [p.x for p in told.lines[0].points] == ["ALiBi", "Rotary"]
     assert not told.connected
     text = drawn(runs, tmp_path, "--plot", "perplexity:position", "--rows", "model.dim")

@@ -230,7 +230,6 @@ def test_mamba_equals_that_of_transformers():
 @pytest.mark.parametrize(
     ("name", "mixer", "expected"),
     [
-        ("mamba", Mamba, {"A_log", "D"}),
         ("s4", S4, {"A_log", "A_imag", "P", "B", "log_dt"}),
         ("s4d", S4D, {"A_log", "A_imag", "log_dt"}),
         ("lru", LRU, {"nu_log", "theta_log", "gamma_log"}),

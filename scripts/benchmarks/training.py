@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from zoo.data.arrays import Arrays
 from zoo.training.checkpoints import Checkpoints, SafeIO
 from zoo.training.finite import Finite
-from zoo.training.learner import Learner
+from zoo.training.learner import Learner, Untimed
 from zoo.training.loaders import Loaders
 from zoo.training.metrics_log import MetricsLog
 from zoo.training.progress import Progress
@@ -148,6 +148,7 @@ def train(model: nn.Module, x: Tensor, steps: int, terminal: Terminal, *, every:
             ],
             logger=[MetricsLog(Path(folder) / "metrics.csv")],
             plugins=[SafeIO()],
+            profiler=Untimed(),
             default_root_dir=folder,
             use_distributed_sampler=False,
             enable_model_summary=False,

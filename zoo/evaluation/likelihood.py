@@ -54,9 +54,9 @@ def likelihood(
 
     batches     {"x", "y"?} on the model's device, each example once
     facts       the dataset's: unit, levels, shape
-    options     of model.log_prob; one named `since` leaves the tokens before it uncounted, and units per
-                symbol where a token is not one of them
-    counts      symbols in the split ("chars", "bytes", "words"), for units per symbol
+    options     of model.log_prob; one named `since` leaves the tokens before it uncounted
+    counts      symbols in the whole split ("tokens", "chars", "bytes", "words"), for units per symbol; where only
+                a part is measured, those of which a token is one
     protocol    what the data add to the protocol (binarization, context ...)
     Raises ValueError for a model without log_prob, an unknown option, or a value that is not finite.
     """
@@ -93,7 +93,9 @@ def likelihood(
         "protocol": told,
         "seconds": round(time.perf_counter() - started, 3),
     }
-    counts = one_to_one(counts or {}, symbols) if force.get("since") else counts or {}
+    counts = counts or {}
+    if symbols != counts.get("tokens", symbols):
+        counts = one_to_one(counts, symbols)
     values = in_units(total, examples, symbols, facts, counts)
     first = NAMES.get(str(facts.get("unit")), "nats")
     order = sorted(values, key=lambda name: (name != first, list(values).index(name)))

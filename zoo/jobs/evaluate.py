@@ -96,7 +96,6 @@ def measure(
         counts = getattr(dataset, "counts", None)
         if examples is not None and examples < len(dataset):
             protocol["examples"] = f"{examples} evenly spread of {len(dataset)}"
-            counts = None  # they are of the whole split
         common: dict[str, Any] = {"split": split, "protocol": protocol, "seed": seed}
         if can(model, Density):
             batches = on(device, loaders.loader(split, batch_size, examples))

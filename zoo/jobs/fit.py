@@ -19,7 +19,7 @@ from zoo.runs import Run
 from zoo.training.checkpoints import Checkpoints, SafeIO
 from zoo.training.ema import EMA
 from zoo.training.finite import Finite
-from zoo.training.learner import Learner
+from zoo.training.learner import Learner, Untimed
 from zoo.training.loaders import Loaders
 from zoo.training.metrics_log import MetricsLog
 from zoo.training.progress import Progress
@@ -113,10 +113,12 @@ def fit(
         node["limit_val_batches"] *= node["accumulate_grad_batches"]
     if not validated:
         node["limit_val_batches"] = 0
+    profiler = node.pop("profiler", None) or Untimed()
     trainer = build({**node, "_partial_": True}, "trainer", **stored)(
         callbacks=callbacks,
         logger=[MetricsLog(run.metrics_path), *loggers],
         plugins=[SafeIO()],
+        profiler=profiler,
         default_root_dir=run.folder,
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,

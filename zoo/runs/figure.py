@@ -74,10 +74,10 @@ def figure(
     splits = (split,) if split else ("test", "val")
     if what == "extrapolation":
         check(finished, keys)
-        return _extrapolation(group(finished, keys, over)[0], splits, over)
+        return _extrapolation(group(finished, keys, over)[0], keys, splits, over)
     if what == "recall":
         check(finished, keys)
-        return _recall(group(finished, keys, over)[0], splits, over)
+        return _recall(group(finished, keys, over)[0], keys, splits, over)
     metric, found, key = what.partition(":")
     if not (metric and found and key):
         raise ValueError(f"--plot {what}: it takes extrapolation, recall or <metric>:<config key>")
@@ -85,7 +85,9 @@ def figure(
     return _by_key(finished, metric, key, keys, splits, over)
 
 
-def _extrapolation(rows: Sequence[Row], splits: Sequence[str], over: Sequence[str]) -> Figure:
+def _extrapolation(
+    rows: Sequence[Row], keys: Sequence[str], splits: Sequence[str], over: Sequence[str]
+) -> Figure:
     """Loss against the context, in multiples of the length that was trained on."""
     measured = [number for row in rows for run in row.runs for number in run.numbers if _multiple(number)]
     names = {_stem(number) for number in measured}
@@ -107,7 +109,7 @@ def _extrapolation(rows: Sequence[Row], splits: Sequence[str], over: Sequence[st
             elif stop is None and (why := _reason(row, name, splits)):
                 stop = (multiple, why)
         if points:
-            lines.append(Line(" ".join(row.labels), points, stop))
+            lines.append(Line(_name(row, keys), points, stop))
     trained = {number["protocol"]["context"] // number["protocol"]["multiple"] for _, number in used}
     length = f" = {trained.pop():,} tokens" if len(trained) == 1 else ""
     return Figure(
@@ -120,14 +122,14 @@ def _extrapolation(rows: Sequence[Row], splits: Sequence[str], over: Sequence[st
     )
 
 
-def _recall(rows: Sequence[Row], splits: Sequence[str], over: Sequence[str]) -> Figure:
+def _recall(rows: Sequence[Row], keys: Sequence[str], splits: Sequence[str], over: Sequence[str]) -> Figure:
     """Accuracy against what a model can remember: the state's bytes of one example."""
     lines, used = [], []
     for row in rows:
         sizes = [n for run in row.runs if (n := _number(run, "state_bytes_at_1x", splits))]
         numbers = [n for run in row.runs if (n := _number(run, "accuracy", splits))]
         if sizes and (point := _point(row, statistics.fmean(n["value"] for _, n in sizes), numbers)):
-            lines.append(Line(" ".join(row.labels), [point]))
+            lines.append(Line(_name(row, keys), [point]))
             used += numbers
     if not lines:
         raise ValueError(
@@ -171,7 +173,7 @@ def _by_key(
                 points.append(point)
                 used += numbers
         if points:
-            lines.append(Line(" ".join(row.labels), points))
+            lines.append(Line(_name(row, keys), points))
     if not lines:
         raise ValueError(f"no run has {metric} on {' or '.join(splits)}, and a value of {key}")
     kind = "number" if numeric else "word"
@@ -185,6 +187,15 @@ def _by_key(
         _source(rows, used, over),
         connected=numeric,
     )
+
+
+def _name(row: Row, keys: Sequence[str]) -> str:
+    """How a line is called; a number is told with its key: "model.dim=64"."""
+    if not keys:
+        return " ".join(row.labels)
+    found = [value(row.runs[0], key) for key in keys]
+    told = zip(keys, row.labels, found, strict=True)
+    return " ".join(f"{key}={text}" if _numeric(x) else text for key, text, x in told)
 
 
 def _number(run: Result, name: str, splits: Iterable[str]) -> tuple[Result, dict[str, Any]] | None:

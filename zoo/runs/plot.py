@@ -44,13 +44,14 @@ def draw(figure: Figure, out: Path) -> list[Path]:
     with matplotlib.rc_context(STYLE):
         canvas = Canvas(figsize=(WIDTH, HEIGHT))
         labels = [line.name for line in figure.lines if line.name]
-        right = 0.97 - min(0.36, 0.012 * max(map(len, labels)) + 0.04) if labels else 0.97
+        right = 0.97 - min(0.36, 0.012 * max(map(len, labels)) + 0.06) if labels else 0.97
         notes = [*_stops(figure), figure.source]
         bottom = 0.15 + 0.033 * len(notes)
         axes = canvas.add_axes((0.1, bottom, right - 0.1, 0.88 - bottom))
         _frame(axes, figure)
         for i, line in enumerate(figure.lines):
             _line(axes, line, figure, i)
+        _make_room(canvas, axes)
         _labels(canvas, axes, figure)
         canvas.text(0.02, 0.94, figure.title, fontsize=12, fontweight="bold")
         for i, note in enumerate(reversed(notes)):
@@ -83,6 +84,8 @@ def _frame(axes: Any, figure: Figure) -> None:
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:,.10g}"))
         axes.yaxis.set_minor_formatter(NullFormatter())
+    elif max(ys) >= 10_000:
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:,.0f}"))
     if figure.x_kind == "word":
         axes.set_xticks(list(xs.values()), list(xs))
         axes.set_xlim(-0.6, len(xs) - 0.4)
@@ -111,6 +114,7 @@ def _line(axes: Any, line: Line, figure: Figure, i: int) -> None:
     y = [p.y * scale for p in line.points]
     spread = [(p.deviation or 0.0) * scale for p in line.points]
     look = {"color": colour, "marker": marker, "markersize": 6, "markeredgecolor": "white"}
+    look["markeredgewidth"] = 0.7
     if not figure.connected:
         spread_or_none = spread if any(spread) else None
         look["markersize"] = 8
@@ -118,7 +122,7 @@ def _line(axes: Any, line: Line, figure: Figure, i: int) -> None:
             x, y, yerr=spread_or_none, linestyle="none", elinewidth=1.4, capsize=3, zorder=3, **look
         )
         return
-    axes.plot(x, y, linewidth=1.8, zorder=3, **look)
+    axes.plot(x, y, linestyle=dashes(i), linewidth=1.8, zorder=3, **look)
     if any(spread):
         low, high = [a - s for a, s in zip(y, spread)], [a + s for a, s in zip(y, spread)]
         if axes.get_yscale() == "log":
@@ -128,6 +132,14 @@ def _line(axes: Any, line: Line, figure: Figure, i: int) -> None:
         axes.annotate(
             "✕", (x[-1], y[-1]), (11, 0), textcoords="offset points", color=colour, ha="center", va="center"
         )
+
+
+def _make_room(canvas: Any, axes: Any) -> None:
+    """Move the left end of the axes to where its labels begin at the title's edge."""
+    canvas.draw_without_rendering()
+    box, wide = axes.get_position(), canvas.bbox.width
+    left = 0.02 + box.x0 - axes.get_tightbbox().x0 / wide
+    axes.set_position((left, box.y0, box.x1 - left, box.height))
 
 
 def _labels(canvas: Any, axes: Any, figure: Figure) -> None:
@@ -144,10 +156,19 @@ def _labels(canvas: Any, axes: Any, figure: Figure) -> None:
     order = sorted(named, key=lambda pair: heights[pair[0]])
     for (i, line), height in zip(order, spread_out([heights[i] for i, _ in order], step)):
         colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
-        axes.plot([1.025], [height], marker=marker, color=colour, markersize=6, markeredgecolor="white",
-                  transform=axes.transAxes, clip_on=False)  # fmt: skip
+        look = {"color": colour, "linewidth": 1.8, "linestyle": dashes(i) if figure.connected else "none"}
+        for x, sign in (([1.022, 1.062], ""), ([1.042], marker)):
+            axes.plot(
+                x, [height] * len(x), marker=sign, markersize=6, markeredgecolor="white",
+                markeredgewidth=0.7, transform=axes.transAxes, clip_on=False, **look,
+            )  # fmt: skip
         name = f"{line.name} ✕" if line.stop else line.name
-        axes.text(1.045, height, name, transform=axes.transAxes, va="center", fontsize=9)
+        axes.text(1.074, height, name, transform=axes.transAxes, va="center", fontsize=9)
+
+
+def dashes(i: int) -> str:
+    """Line i's style: whole while colours are new, broken where they come again."""
+    return ("-", "--", ":")[i // len(COLOURS) % 3]
 
 
 def spread_out(heights: list[float], step: float) -> list[float]:

@@ -97,6 +97,11 @@ def compare(
         cells = marked(ranked(cells, higher(name)), hidden, footnotes)
         tested = Counter(cell.protocol["split"] for cell in cells if cell)
         known = [_published(row, name, published or {}) for row in rows]
+        notes += [
+            f"{' '.join(row.labels)} has no {name}: {why}"
+            for row in rows
+            for why in _reasons(row, name, splits)
+        ]
         numbers.append(Column(name, unit, max(tested, key=lambda s: tested[s]), cells, known))
     if any(cell and cell.n > 1 for column in numbers for cell in column.cells):
         notes.insert(0, f"mean ± unbiased standard deviation (runs) over {', '.join(over)}")
@@ -149,6 +154,12 @@ def _check_numbers(results: Sequence[Result], metrics: Sequence[str], splits: Se
             near = get_close_matches(name, names, 1)
             hint = f"did you mean {near[0]}? " if near else ""
             raise ValueError(f"no run has the metric {name}; {hint}there are: {', '.join(names)}")
+
+
+def _reasons(row: Row, name: str, splits: Iterable[str]) -> list[str]:
+    """Why a row's runs have no value of a number, each reason once."""
+    told = [n for run in row.runs for n in run.numbers if n["name"] == name and n["split"] in splits]
+    return list(dict.fromkeys(str(n["reason"]) for n in told if n["value"] is None and n.get("reason")))
 
 
 def _of(

@@ -41,9 +41,8 @@ class Finite(Callback):
                 w.grad for group in optimizer.param_groups for w in group["params"] if w.grad is not None
             ]
             norm = get_total_norm(gradients)
-            if norm.device.type == "cpu" and not math.isfinite(
-                norm
-            ):  # its square may overflow before it does
+            # its square may overflow before it does
+            if norm.device.type == "cpu" and not math.isfinite(norm):
                 norm = get_total_norm(gradients, norm_type=math.inf)
             self._look(trainer, pl_module, norm)
 

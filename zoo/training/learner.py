@@ -3,6 +3,7 @@
 A step is an optimizer step; a batch is what one device sees at once (accumulation makes several a step).
 """
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.plugins import MixedPrecision
+from lightning.pytorch.profilers import PassThroughProfiler
 from torch import Tensor, nn
 
 from zoo import chance
@@ -175,6 +177,15 @@ class Learner(LightningModule):
 
     def _reduce(self, value: Tensor) -> Tensor:
         return self.trainer.strategy.reduce(value, reduce_op="sum")
+
+
+class Untimed(PassThroughProfiler):
+    """No profiler, for Trainer(profiler=...): Lightning's own enters a generator some 40 times a step for it."""
+
+    nothing = contextlib.nullcontext()
+
+    def profile(self, action_name: str) -> Any:
+        return self.nothing
 
 
 def check_terms(terms: Any, who: str) -> None:

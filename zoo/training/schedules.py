@@ -5,6 +5,7 @@ step is 0 for the first optimizer step; steps is the horizon, the number of them
 """
 
 import math
+from collections.abc import Sequence
 
 
 def constant(step: int, *, steps: int, warmup: int = 0) -> float:
@@ -40,6 +41,14 @@ def wsd(step: int, *, steps: int, warmup: int = 0, decay: float = 0.1, final: fl
     if step < begin:
         return constant(step, steps=steps, warmup=warmup)
     return 1 - (1 - final) * math.sqrt(progress(step, begin, steps))
+
+
+def staircase(
+    step: int, *, steps: int, warmup: int = 0, at: Sequence[float] = (0.5, 0.75), factor: float = 0.1
+) -> float:
+    """Warmup, then 1, times `factor` at each of the fractions `at` of all steps."""
+    down = factor ** sum(step >= fraction * steps for fraction in at)
+    return constant(step, steps=steps, warmup=warmup) * down
 
 
 def progress(step: int, begin: int, end: int) -> float:
