@@ -91,6 +91,13 @@ def test_a_value_that_only_the_model_can_judge_leaves_a_run_that_can_be_measured
     assert "goes on from step-00000004.ckpt" in done.out
 
 
+def test_choices_that_would_fit_are_listed_by_the_names_one_types(tmp_path):
+    said = told(train(tmp_path, "model=transformer", "mixer=lstm", "position=rope"), "position=Rotary", "LSTM")
+    (line,) = [line for line in said.splitlines() if line.startswith("choices that fit: ")]
+    assert "position=none, position=recurrent" in line
+    assert "rope" not in line
+
+
 def test_datasets_that_would_fit_are_listed(tmp_path):
     said = told(train(tmp_path, "dataset=pydoc"))
     (line,) = [line for line in said.splitlines() if line.startswith("datasets that fit: ")]

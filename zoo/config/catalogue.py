@@ -39,6 +39,19 @@ def bringing(group: str) -> list[str]:
     return sorted(found)
 
 
+def targets() -> list[tuple[str, str, str]]:
+    """(group, name, class) of every choice that is a file with a `_target_`: ("position", "rope", "Rotary")."""
+    import yaml
+
+    found = set()
+    for folder in folders():
+        for path in folder.glob("*/*.yaml"):
+            node = yaml.safe_load(path.read_text())
+            if isinstance(node, dict) and "_target_" in node:
+                found.add((path.parent.name, path.stem, str(node["_target_"]).rpartition(".")[2]))
+    return sorted(found)
+
+
 def spaces() -> dict[str, tuple[tuple[int, ...], Any]]:
     """(shape, levels) of every dataset, by name, read off its YAML; a fact that is computed counts as 0."""
     import yaml

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from zoo.config.catalogue import CONFIGS, bringing, folders, group_names, spaces
+from zoo.config.catalogue import CONFIGS, bringing, folders, group_names, spaces, targets
 
 
 class Told(Exception):
@@ -91,7 +91,10 @@ def near(name: str, names: list[str]) -> str:
 
 
 def fitting(error: BaseException) -> str:
-    """The datasets that would fit, where an error says that one does not."""
+    """The datasets, or the other choices of classes, that would fit, where an error says that one does not."""
+    if classes := getattr(error, "instead", ()):
+        known = [f"{group}={name}" for group, name, made in targets() if made in classes]
+        return f"\nchoices that fit: {', '.join(known)}" if known else ""
     fits = getattr(error, "fits", None)
     if not callable(fits):
         return ""

@@ -271,11 +271,13 @@ def check_fit(position: Factory, mixers: Sequence[Factory], causal: bool) -> lis
     if not able:
         names = " and ".join(dict.fromkeys(kind(mixer).__name__ for mixer in mixers))
         good = [p.__name__ for p in encodings() if any(fits(p, kind(m), causal) for m in mixers)]
-        raise ValueError(
+        error = ValueError(
             f"position={kind(position).__name__} does not work with "
             f"{'causal' if causal else 'bidirectional'} {names}; "
             f"it takes {', '.join(good) or 'no encoding that is known'}"
         )
+        error.instead = good  # what a command line may tell by the names that it knows
+        raise error
     return able
 
 
