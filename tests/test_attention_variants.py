@@ -384,7 +384,7 @@ def test_a_tiny_model_learns_a_pattern(mixer):
         network.loss(x)["loss"].backward()
         optimizer.step()
     assert network.loss(x)["nats"] < math.log(4) + 0.1
-    tail = network.sample(8)
+    tail = network.sample(8, prompt=torch.arange(8)[:, None] % 4, temperature=0)
     assert torch.equal(tail[:, 1:], (tail[:, :-1] + 1) % 4)
 
 
@@ -468,4 +468,4 @@ def test_residual_branches_start_small():
         network = Backbone(64, 8, mixer)
         for block in network.blocks:
             attention = block.mixer.attention if mixer is window else block.mixer.pattern.attention
-            assert attention.out.weight.std().item() == pytest.approx(0.02 / 4, rel=0.1)
+            assert attention.out.weight.std().item() == pytest.approx((3 * 64) ** -0.5 / 4, rel=0.1)

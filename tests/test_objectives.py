@@ -266,7 +266,7 @@ def test_a_sequence_is_learned_backwards():
     optimizer = torch.optim.AdamW(network.parameters(), lr=4e-3)
     y = torch.tensor(list(product(range(3), repeat=4)))
     x = y.flip(1)
-    for _ in range(80):
+    for _ in range(160):
         optimizer.zero_grad()
         network.loss(x, y)["loss"].backward()
         optimizer.step()

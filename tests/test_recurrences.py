@@ -224,7 +224,7 @@ def test_a_bidirectional_network_gets_a_reversed_copy(name, double):
 def test_branches_of_a_bidirectional_network_start_small_too():
     network = Backbone(64, 8, partial(LSTM, hidden=256), causal=False)
     for direction in (network.blocks[3].mixer.back, network.blocks[3].mixer.ahead):
-        assert direction.out.weight.std().item() == pytest.approx(0.02 / 4, rel=0.1)
+        assert direction.out.weight.std().item() == pytest.approx((3 * 256) ** -0.5 / 4, rel=0.1)
 
 
 @pytest.mark.parametrize("name", MIXERS)

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.nn.feedforward import gpt2_init
+from zoo.nn.feedforward import scaled_init
 from zoo.nn.position import NoPosition, Position, Rotary
 
 SCORED = frozenset({"bias", "scores", "values"})  # where an encoding asks for the positions of keys
@@ -73,7 +73,7 @@ class Attention(nn.Module):
         self.q_norm = nn.RMSNorm(dim // heads) if qk_norm else nn.Identity()
         self.k_norm = nn.RMSNorm(dim // heads) if qk_norm else nn.Identity()
         for linear in (self.qkv, self.out):
-            gpt2_init(linear)
+            scaled_init(linear)
 
     def forward(self, x: Tensor) -> Tensor:
         t = torch.arange(x.shape[1], device=x.device)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.nn.attention import nearest_divisor
-from zoo.nn.feedforward import FeedForward, gpt2_init
+from zoo.nn.feedforward import FeedForward, scaled_init
 
 Memory = tuple[Tensor, Tensor]
 
@@ -33,7 +33,7 @@ class CrossAttention(nn.Module):
         self.kv = nn.Linear(dim, 2 * dim, bias=bias)
         self.out = nn.Linear(dim, dim, bias=bias)
         for linear in (self.q, self.kv, self.out):
-            gpt2_init(linear)
+            scaled_init(linear)
 
     def remember(self, memory: Tensor) -> Memory:
         """Keys and values of what is read, (B, H, S, d) each."""

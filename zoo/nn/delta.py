@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from zoo.nn.causal_conv import CausalConv
 from zoo.nn.chunked import decays, in_groups, kept, precise
-from zoo.nn.feedforward import gpt2_init
+from zoo.nn.feedforward import scaled_init
 from zoo.nn.hippo import log_uniform
 from zoo.nn.linear_attention import check_heads
 from zoo.nn.mamba import inverse_softplus
@@ -63,7 +63,7 @@ class GatedDelta(nn.Module):
         self.norm = nn.RMSNorm(ratio * dim // heads, eps=1e-5)
         self.out = nn.Linear(ratio * dim, dim, bias=False)
         for linear in (self.inner, self.out):
-            gpt2_init(linear)
+            scaled_init(linear)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.prefill(x)[0]

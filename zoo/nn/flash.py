@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.nn.feedforward import gpt2_init
+from zoo.nn.feedforward import scaled_init
 from zoo.nn.gau import Gate, squared_relu
 from zoo.nn.position import NoPosition, Position, Rotary
 
@@ -70,7 +70,7 @@ class MixedChunk(nn.Module):
         self.position = NoPosition(dim) if position is None else position
         self.gate = Gate(dim, expand=expand, width=width, pairs=2)
         self.out = nn.Linear(int(expand * dim), dim)
-        gpt2_init(self.out)
+        scaled_init(self.out)
 
     def forward(self, x: Tensor) -> Tensor:
         u, v, q, k = self.project(x, torch.arange(x.shape[1], device=x.device))

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.nn.attention import Cache
-from zoo.nn.feedforward import gpt2_init
+from zoo.nn.feedforward import scaled_init
 from zoo.nn.position import NoPosition, Position, Rotary
 
 
@@ -51,7 +51,7 @@ class GatedAttention(nn.Module):
         self.position = NoPosition(dim) if position is None else position
         self.gate = Gate(dim, expand=expand, width=width, pairs=1)
         self.out = nn.Linear(int(expand * dim), dim)
-        gpt2_init(self.out)
+        scaled_init(self.out)
 
     def forward(self, x: Tensor) -> Tensor:
         t = torch.arange(x.shape[1], device=x.device)
@@ -112,7 +112,7 @@ class Gate(nn.Module):
         self.inner = nn.Linear(dim, sum(self.widths))
         self.gamma = nn.Parameter(torch.ones(2, pairs, 1, width))
         self.beta = nn.Parameter(torch.zeros(2, pairs, 1, width))
-        gpt2_init(self.inner)
+        scaled_init(self.inner)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         u, v, z = F.silu(self.inner(x)).split(self.widths, -1)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from zoo.nn.attention import nearest_divisor
 from zoo.nn.chunked import chunked, end, kept, precise, recur
-from zoo.nn.feedforward import gpt2_init
+from zoo.nn.feedforward import scaled_init
 from zoo.nn.position import NoPosition, Position, Rotary
 
 
@@ -69,7 +69,7 @@ class LinearAttention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim, bias=bias)
         self.out = nn.Linear(dim, dim, bias=bias)
         for linear in (self.qkv, self.out):
-            gpt2_init(linear)
+            scaled_init(linear)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.causal:
@@ -153,7 +153,7 @@ class EfficientAttention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim, bias=bias)
         self.out = nn.Linear(dim, dim, bias=bias)
         for linear in (self.qkv, self.out):
-            gpt2_init(linear)
+            scaled_init(linear)
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.nn.feedforward import gpt2_init
+from zoo.nn.feedforward import scaled_init
 from zoo.nn.scan import final, scan
 
 
@@ -53,7 +53,7 @@ class LRU(nn.Module):
         self.out = nn.Linear(dim, 2 * dim)
         nn.init.normal_(self.B.weight, std=(2 * dim) ** -0.5)
         nn.init.normal_(self.C.weight, std=state**-0.5)
-        gpt2_init(self.out)
+        scaled_init(self.out)
 
     @property
     def eigenvalues(self) -> Tensor:

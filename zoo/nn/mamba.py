@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from zoo.nn.feedforward import gpt2_init
+from zoo.nn.feedforward import scaled_init
 from zoo.nn.hippo import log_uniform
 from zoo.nn.scan import chunks, scan_, scan_back_, tokens_at_once
 
@@ -37,8 +37,7 @@ class Mamba(nn.Module):
     dt_min, dt_max      Delta starts between them, evenly in its logarithm
     chunk       tokens that the scan works on at once; None is what fits a cache
 
-    A = -exp(A_log) starts at -1 ... -N. The paper decays neither A_log nor D. Linear maps start N(0, 0.02^2),
-    where the paper's code has PyTorch's.
+    A = -exp(A_log) starts at -1 ... -N. The paper decays neither A_log nor D.
     """
 
     honours: ClassVar[frozenset[str]] = frozenset()
@@ -68,7 +67,7 @@ class Mamba(nn.Module):
         self.D = nn.Parameter(torch.ones(E))
         self.out = nn.Linear(E, dim, bias=False)
         for linear in (self.inner, self.select, self.out):
-            gpt2_init(linear)
+            scaled_init(linear)
         nn.init.uniform_(self.dt.weight, -(rank**-0.5), rank**-0.5)
 
     def forward(self, x: Tensor) -> Tensor:

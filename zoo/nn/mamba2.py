@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from zoo.nn.attention import nearest_divisor
 from zoo.nn.causal_conv import CausalConv
 from zoo.nn.chunked import chunked, kept, precise, recur
-from zoo.nn.feedforward import gpt2_init
+from zoo.nn.feedforward import scaled_init
 from zoo.nn.hippo import log_uniform
 from zoo.nn.mamba import inverse_softplus
 
@@ -77,7 +77,7 @@ class Mamba2(nn.Module):
         self.norm = nn.Parameter(torch.ones(E))
         self.out = nn.Linear(E, dim, bias=False)
         for linear in (self.inner, self.out):
-            gpt2_init(linear)
+            scaled_init(linear)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.prefill(x)[0]

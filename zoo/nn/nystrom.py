@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.nn.attention import nearest_divisor
-from zoo.nn.feedforward import gpt2_init
+from zoo.nn.feedforward import scaled_init
 from zoo.nn.position import NoPosition, Position, Rotary
 
 
@@ -67,7 +67,7 @@ class Nystrom(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim, bias=bias)
         self.out = nn.Linear(dim, dim, bias=bias)
         for linear in (self.qkv, self.out):
-            gpt2_init(linear)
+            scaled_init(linear)
         # (B, H, T, d): a filter along T for each head, the same for its d features
         self.conv = None
         if kernel is not None:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.nn.chunked import by_head, end, in_groups, kept, precise, recur
-from zoo.nn.feedforward import gpt2_init
+from zoo.nn.feedforward import scaled_init
 from zoo.nn.linear_attention import check_causal, check_decay, check_heads, decay
 from zoo.nn.position import NoPosition, Position, Rotary
 
@@ -69,7 +69,7 @@ class Performer(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim, bias=bias)
         self.out = nn.Linear(dim, dim, bias=bias)
         for linear in (self.qkv, self.out):
-            gpt2_init(linear)
+            scaled_init(linear)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.causal:

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.nn.feedforward import gpt2_init
+from zoo.nn.feedforward import scaled_init
 
 PLACES = ("embed", "rotate", "bias", "scores", "values")
 
@@ -419,7 +419,7 @@ class TransformerXL(Position):
         if dim % 2:
             raise ValueError(f"dim={dim} is odd, and sinusoids come in pairs; try dim={dim + 1}")
         self.base = base
-        self.weight = nn.Parameter(torch.empty(heads, dim // heads, dim).normal_(std=0.02))
+        self.weight = nn.Parameter(torch.empty(heads, dim // heads, dim).normal_(std=(3 * dim) ** -0.5))
         self.u = nn.Parameter(torch.zeros(heads, 1, dim // heads))
         self.v = nn.Parameter(torch.zeros(heads, 1, dim // heads))
 
@@ -457,7 +457,7 @@ class DeBERTa(Position):
         self.table = nn.Parameter(torch.empty(2 * span, dim).normal_(std=0.02))
         self.key, self.query = nn.Linear(dim, dim, bias=False), nn.Linear(dim, dim)
         for linear in (self.key, self.query):
-            gpt2_init(linear)
+            scaled_init(linear)
 
     def layer(self, layer: int) -> Position:
         if layer == 0:

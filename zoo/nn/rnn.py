@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from zoo.nn.feedforward import gpt2_init
+from zoo.nn.feedforward import scaled_init
 
 
 class LSTM(nn.Module):
@@ -32,7 +32,7 @@ class LSTM(nn.Module):
         with torch.no_grad():
             self.cell.bias_ih_l0[hidden : 2 * hidden] = 1.0
         self.out = nn.Linear(hidden, dim)
-        gpt2_init(self.out)
+        scaled_init(self.out)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.out(self.cell(x)[0])
@@ -68,7 +68,7 @@ class GRU(nn.Module):
         hidden = hidden or dim
         self.cell = started(nn.GRU(dim, hidden, batch_first=True))
         self.out = nn.Linear(hidden, dim)
-        gpt2_init(self.out)
+        scaled_init(self.out)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.out(self.cell(x)[0])

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.nn.feedforward import gpt2_init
+from zoo.nn.feedforward import scaled_init
 from zoo.nn.scan import final, scan
 
 NEVER = -1e38  # the log of a weight that is none, and finite: differences with it make no NaN
@@ -31,7 +31,7 @@ class RWKV(nn.Module):
 
     r, k, v are linear in mu x_t + (1 - mu) x_{t-1}, with a mu of their own for each channel. Peng et al.
     2023, section 3.1; time_decay, time_first and mu start as in its code for RWKV-4, by layer and channel.
-    Linear maps start N(0, 0.02^2), where that code has 0 and orthogonal ones. RWKVFeedForward goes with it.
+    Linear maps start with PyTorch's variance, where that code has 0 and orthogonal ones. RWKVFeedForward goes with it.
     """
 
     honours: ClassVar[frozenset[str]] = frozenset()
@@ -50,7 +50,7 @@ class RWKV(nn.Module):
         self.receptance = nn.Linear(dim, dim, bias=False)
         self.out = nn.Linear(dim, dim, bias=False)
         for linear in (self.key, self.value, self.receptance, self.out):
-            gpt2_init(linear)
+            scaled_init(linear)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.prefill(x)[0]
@@ -92,7 +92,7 @@ class RWKVFeedForward(nn.Module):
         self.receptance = nn.Linear(dim, dim, bias=False)
         self.out = nn.Linear(int(ratio * dim), dim, bias=False)
         for linear in (self.key, self.receptance, self.out):
-            gpt2_init(linear)
+            scaled_init(linear)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.mix(x, shifted(x))

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from zoo.nn.feedforward import gpt2_init
+from zoo.nn.feedforward import scaled_init
 from zoo.nn.hippo import legs_dplr, log_uniform
 from zoo.nn.s4d import convolve
 from zoo.nn.scan import chunks, tokens_at_once
@@ -59,7 +59,7 @@ class S4(nn.Module):
         self.log_dt = nn.Parameter(log_uniform(dim, dt_min, dt_max).log())
         self.D = nn.Parameter(torch.randn(dim))
         self.out = nn.Linear(dim, 2 * dim)
-        gpt2_init(self.out)
+        scaled_init(self.out)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.gate(convolve(x, self.kernel(x.shape[1])), x)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.nn.feedforward import gpt2_init
+from zoo.nn.feedforward import scaled_init
 from zoo.nn.hippo import log_uniform, s4d_lin
 from zoo.nn.scan import scan_loop
 
@@ -52,7 +52,7 @@ class S4D(nn.Module):
         self.log_dt = nn.Parameter(log_uniform(dim, dt_min, dt_max).log())
         self.D = nn.Parameter(torch.randn(dim))
         self.out = nn.Linear(dim, 2 * dim)
-        gpt2_init(self.out)
+        scaled_init(self.out)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.gate(convolve(x, self.kernel(x.shape[1])), x)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.nn.chunked import chunked, end, kept, precise, recur
-from zoo.nn.feedforward import gpt2_init
+from zoo.nn.feedforward import scaled_init
 from zoo.nn.linear_attention import check_causal, check_heads, elu1
 from zoo.nn.position import NoPosition, Position, Rotary
 
@@ -75,7 +75,7 @@ class TransNormer(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim, bias=bias)
         self.out = nn.Linear(dim, dim, bias=bias)
         for linear in (self.qkv, self.out):
-            gpt2_init(linear)
+            scaled_init(linear)
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.project(x, torch.arange(x.shape[1], device=x.device))
