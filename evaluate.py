@@ -11,37 +11,9 @@ def main(config):
     run, stored, model, data, weights = evaluate.opened(asked)
     logs = evaluate.loggers(asked["logger"], run, stored, job_type="eval")
     try:
-        numbers = evaluate.measure(
-            model,
-            data,
-            splits=asked["splits"],
-            log_prob=asked["log_prob"],
-            weights=weights,
-            seed=asked["seed"],
-            batch_size=asked["batch_size"],
-            examples=asked["examples"],
+        numbers, curves = evaluate.answered(
+            model, data, asked, weights, seed=asked["seed"], batch_size=asked["batch_size"]
         )
-        curves = []
-        if asked["lengths"]:
-            more, curves = evaluate.lengths(
-                model,
-                data,
-                asked["lengths"],
-                splits=asked["splits"],
-                weights=weights,
-                batch_size=asked["batch_size"],
-                examples=asked["examples"],
-            )
-            numbers += more
-        if asked["speed"]:
-            numbers += evaluate.speeds(
-                model,
-                data,
-                asked["lengths"] or [1],
-                splits=asked["splits"],
-                weights=weights,
-                batch_size=asked["batch_size"],
-            )
         evaluate.add(run, numbers, curves)
         print(evaluate.told(numbers))
         path = evaluate.sample(

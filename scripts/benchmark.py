@@ -23,6 +23,8 @@ SECTIONS = {
     "vae": "a VAE's step and its training",
     "transformer": "a Transformer's step",
     "generation": "a Transformer's tokens, one by one",
+    "sequence": "layers for sequences: peers, growth with length, tokens one by one, use of a GPU",
+    "codes": "codes, and images pixel by pixel",
     "start": "train.py, from nothing to samples",
 }
 

@@ -5,13 +5,32 @@ from zoo.config import command
 
 @command("sample")
 def main(config):
-    from zoo.jobs import compose, evaluate
+    from zoo.jobs import complete, compose, evaluate
 
     asked = compose.plain(config)
     if asked["n"] < 1:
         raise ValueError(f"n={asked['n']}: at least one sample must be drawn")
     run, _, model, data, weights = evaluate.opened(asked)
     options = dict(asked["sample"])
+    y = evaluate.labels(model, data, asked["y"], asked["n"])
+    if asked["given"] is not None:
+        if asked["prompt"] is not None:
+            raise ValueError(f"prompt= and given={asked['given']} are two beginnings; it takes one")
+        path = complete.complete(
+            model,
+            data,
+            run,
+            asked["name"] or f"completions-{asked['seed']}",
+            given=asked["given"],
+            n=asked["n"],
+            each=asked["completions"],
+            options=options,
+            seed=asked["seed"],
+            y=y,
+            step=weights["step"],
+        )
+        print(f"completions: {path}")
+        return
     if asked["prompt"] is not None:
         options["prompt"] = evaluate.prompt(data, asked["prompt"], asked["n"])
     path = evaluate.sample(
@@ -22,7 +41,7 @@ def main(config):
         n=asked["n"],
         options=options,
         seed=asked["seed"],
-        y=evaluate.labels(model, data, asked["y"], asked["n"]),
+        y=y,
         step=weights["step"],
     )
     if path.suffix == ".txt":

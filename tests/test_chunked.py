@@ -45,7 +45,7 @@ def test_no_tokens_leave_the_state_as_it_is():
 
 
 @pytest.mark.parametrize("kind", ["none", "head", "row"])
-def test_groups_that_are_computed_anew_have_the_loops_gradients(kind):
+def test_groups_of_chunks_have_the_loops_gradients(kind):
     leaves = [x.requires_grad_() for x in inputs(21, kind) if x is not None]
     q, k, v, *g, state = leaves
     g = g[0] if g else None
@@ -77,7 +77,7 @@ def test_half_precision_sums_are_kept_in_float32():
     assert o[0, 0, -1, 0] == state[0, 0, 0, 0] == 2048
 
 
-def kept_per_token(group):
+def kept_per_token(kind, group):
     """What autograd keeps for the backward pass of 4,096 tokens, inputs aside, in numbers for each."""
     kept = {}
 
@@ -85,8 +85,9 @@ def kept_per_token(group):
         kept[x.untyped_storage().data_ptr()] = x
         return x
 
-    leaves = torch.randn(3, 1, 1, 4096, 8).unbind()
-    inputs = [x.clone().requires_grad_() for x in leaves]
+    q, k, v, g = torch.randn(4, 1, 1, 4096, 8)
+    decay = {"none": [], "head": [-g[..., 0].exp()], "row": [-g.exp()]}[kind]
+    inputs = [x.clone().requires_grad_() for x in (q, k, v, *decay)]
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
         o, _ = chunked(*inputs, group=group)
     assert o.requires_grad
@@ -94,9 +95,13 @@ def kept_per_token(group):
     return sum(x.untyped_storage().nbytes() for ptr, x in kept.items() if ptr not in own) / 4 / 4096
 
 
-def test_chunks_that_are_computed_anew_are_not_kept():
-    assert kept_per_token(group=64) > 64  # all at once: scores with each token of a chunk
-    assert kept_per_token(group=8) < 32
+@pytest.mark.parametrize(("kind", "group"), [("none", 64), ("head", 64), ("row", 8)])
+def test_scores_with_each_token_of_a_chunk_are_not_kept(kind, group):
+    assert kept_per_token(kind, group) < 40  # where a chunk has 64
+
+
+def test_rows_decays_in_one_group_are_kept():
+    assert kept_per_token("row", 64) > 64
 
 
 @pytest.mark.parametrize("T", [1, 7, 33])

@@ -2,8 +2,11 @@
 
 import inspect
 import json
+import os
 import subprocess
 import sys
+from functools import cache
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -14,6 +17,7 @@ from omegaconf import OmegaConf
 
 from zoo.config.build import build, targets
 from zoo.config.catalogue import bringing, options
+from zoo.config.command import PLACES
 
 CONFIGS = ROOT / "configs"
 FILES = sorted(CONFIGS.rglob("*.yaml"))
@@ -24,8 +28,6 @@ ASKED = {
     "dataset=own_images": ["dataset.shape=[1,8,8]"],
     "dataset=own_text": ["dataset.source.root=nowhere.txt"],
 }
-# where a group stands in the defaults list, if not at its own name
-PLACES = {"evaluation": "evaluation@evaluate"}
 # arguments that the house gives itself, beside those that are positional and required
 GIVEN = {
     "mixer": {"causal", "position", "layer", "depth"},
@@ -42,9 +44,23 @@ SPACES = {
     "tokens": ([12], 7, None),
     "reals": ([4, 8, 8], None, 3),
 }
+CODED = ("images", "binary", "colours")  # those that a first stage is made for
 # what makes a model small enough for a test
 SMALL = {
     model: ["model.dim=16", "model.depth=2"] for model in ("transformer", "mamba", "s4", "retnet", "rwkv")
+} | {
+    "code_prior": ["model.prior.dim=16", "model.prior.depth=2"],
+    "vqvae": ["model.encoder.widths=[4,8]", "quantizer.levels=16"],
+    "vqgan": [
+        "model.autoencoder.encoder.widths=[4,8]",
+        "model.critic.width=4",
+        "quantizer.levels=16",
+        "perceptual=none",
+    ],
+    "image_classifier": ["model.widths=[4,8]"],
+    "nice": ["model.hidden=[16]"],
+    "realnvp": ["model.hidden=4", "model.depth=1"],
+    "glow": ["model.hidden=8", "model.steps=2", "model.scales=2"],
 }
 
 
@@ -138,7 +154,8 @@ def constructors():
         group = name(path).partition("/")[0]
         if group in ("debug", "evaluation", "experiment", "sweep"):
             continue
-        config = OmegaConf.to_container(composed("train", *words(path))[group], resolve=False)
+        place = PLACES.get(group, group).rpartition("@")[2]
+        config = OmegaConf.to_container(composed("train", *words(path))[place], resolve=False)
         for place, node in targets(config, group):
             if (node["_target_"], *node) not in seen:
                 seen.add((node["_target_"], *node))
@@ -159,6 +176,24 @@ def test_keys_are_the_arguments_of_the_constructor(group, place, node):
         assert not missing, f"{place} leaves out {missing}"
 
 
+@pytest.mark.parametrize("objective", options("objective"))
+@pytest.mark.parametrize("model", bringing("objective"))
+def test_a_network_takes_either_objective(model, objective):
+    """gpt and roformer, and all between: the same network that sees what comes before, or all."""
+    facts = ["dataset.shape=[12]", "dataset.levels=7", "dataset.classes=null"]
+    small = SMALL.get(model.partition("=")[2], [])
+    config = composed("train", model, f"objective@model={objective}", *facts, *small)
+    built = build(OmegaConf.to_container(config, resolve=True)["model"], "model")
+    import torch
+
+    x = torch.randint(7, (2, 12))
+    other = torch.cat([x[:, :11], (x[:, 11:] + 1) % 7], 1)
+    assert type(built).__name__ == {"causal": "Autoregressive", "masked": "Masked"}[objective]
+    built.eval()
+    seen = (built(x) - built(other))[:, :11].abs().max() > 1e-7
+    assert bool(seen) == (objective == "masked")
+
+
 class Subject(NamedTuple):
     """A model on a small space, and a batch of such data."""
 
@@ -169,6 +204,32 @@ class Subject(NamedTuple):
     y: object
 
 
+def facts_of(space):
+    shape, levels, classes = SPACES[space]
+    return [
+        f"dataset.shape={shape}",
+        f"dataset.levels={json.dumps(levels)}",
+        f"dataset.classes={json.dumps(classes)}",
+    ]
+
+
+@cache
+def first_stage(space):
+    """The folder of a run with a small VQ-VAE on a small space, as what models of two stages begin with."""
+    from zoo.runs import Run
+    from zoo.training import checkpoint_files
+
+    small = ["model.encoder.widths=[4,8]", "model.dim=4", "quantizer.levels=8"]
+    config = OmegaConf.to_container(
+        composed("train", "model=vqvae", *facts_of(space), *small)["model"], resolve=True
+    )
+    run = Run(Path(os.environ["ZOO_CACHE_DIR"]) / "first_stages" / space)
+    run.create({"model": config}, "0" * 64, {})
+    weights = {"state_dict": build(config, "model").state_dict(), "place": {"step": 1}}
+    checkpoint_files.write(weights, run.checkpoints / "step-00000001.ckpt")
+    return run.folder
+
+
 def made(model, space):
     """A model on a small space, None where it cannot be made for it."""
     import torch
@@ -176,12 +237,10 @@ def made(model, space):
     from zoo.types import Space, Unfit
 
     shape, levels, classes = SPACES[space]
-    facts = [
-        f"dataset.shape={shape}",
-        f"dataset.levels={json.dumps(levels)}",
-        f"dataset.classes={json.dumps(classes)}",
-    ]
-    config = composed("train", f"model={model}", *facts, *SMALL.get(model, []))
+    words = [*facts_of(space), *SMALL.get(model, [])]
+    if "zoo.pretrained" in (CONFIGS / f"model/{model}.yaml").read_text():
+        words.append(f"model.codec.run={first_stage(space if space in CODED else CODED[0])}")
+    config = composed("train", f"model={model}", *words)
     node = OmegaConf.to_container(config, resolve=True)["model"]
     torch.manual_seed(0)
     try:

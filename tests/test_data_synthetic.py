@@ -23,9 +23,10 @@ from zoo.data import (
     SequentialCIFAR10,
     SequentialMNIST,
     Sorting,
+    listops,
     sequential,
 )
-from zoo.data.listops import TOKENS
+from zoo.data.listops import TOKENS, drawn
 from zoo.data.synthetic import Chance
 from zoo.jobs.data import loaders
 from zoo.types import PAD
@@ -240,6 +241,27 @@ def test_examples_are_equal_on_every_machine(name):
         for part in everything(data):
             found = hashlib.sha256(found.encode() + part.numpy().tobytes()).hexdigest()[:16]
     assert found == HASHES[name]
+
+
+def test_lists_are_drawn_once_and_kept(tmp_path, monkeypatch):
+    monkeypatch.setenv("ZOO_CACHE_DIR", str(tmp_path))
+    make, draws = TASKS["listops"], []
+    monkeypatch.setattr(listops, "drawn", lambda *a, **k: draws.append(a) or drawn(*a, **k))
+    first = everything(make("val"))
+    (path,) = tmp_path.iterdir()
+    whole = path.read_bytes()
+    for damage in (None, whole[:200], b"", None):
+        if damage is not None:
+            path.write_bytes(damage)
+        found = everything(make("val"))
+        assert all(torch.equal(a, b) for a, b in zip(found, first, strict=True))
+        assert path.read_bytes() == whole
+    assert len(draws) == 3  # at first, and for each damage
+    for other in (make("test"), make("val", depth=5), make("val", sizes={"val": 61})):
+        assert not torch.equal(everything(other)[1][:50], first[1][:50]) or len(other) == 61
+    assert len(list(tmp_path.iterdir())) == 4
+    monkeypatch.setenv("ZOO_CACHE_DIR", "/dev/null/nowhere")
+    assert torch.equal(everything(make("val"))[0], first[0])
 
 
 @pytest.mark.parametrize("name", sorted(set(TASKS) - {"sorting", "reversal"}))

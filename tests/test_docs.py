@@ -165,7 +165,7 @@ def is_option(key):
     known = {
         name
         for model in models
-        if hasattr(model, method)
+        if callable(getattr(model, method, None))  # a model of parts has those of its parts
         for name in inspect.signature(getattr(model, method)).parameters
     }
     assert option in known, f"no model's {method} has an option {option}"

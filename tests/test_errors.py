@@ -67,6 +67,9 @@ REFUSED = {
     "fewer than no samples": (["evaluate.n=-1"], ["n=-1"]),
     "an unknown split": (["evaluate.splits=[tset]"], ["splits=tset", "test, val, train"]),
     "unknown weights": (["evaluate.weights=worst"], ["weights=worst", "best or last"]),
+    "a length that is none": (["evaluate.lengths=[1,half]"], ["lengths=[1, 'half']", "at least 1"]),
+    "lengths of pictures": (["evaluate.lengths=[1,2]"], ["VAE does not tell the nats"]),
+    "the speed of pictures": ([*TRANSFORMER, "evaluate.speed=true"], ["shape (1, 8, 8) are no sequences"]),
     "a start from nowhere": (["init=nowhere"], ["nowhere", "no run"]),
     "a resume from nowhere": (["resume=nowhere"], ["nowhere", "no run"]),
     "no text": (
@@ -92,7 +95,9 @@ def test_a_value_that_only_the_model_can_judge_leaves_a_run_that_can_be_measured
 
 
 def test_choices_that_would_fit_are_listed_by_the_names_one_types(tmp_path):
-    said = told(train(tmp_path, "model=transformer", "mixer=lstm", "position=rope"), "position=Rotary", "LSTM")
+    said = told(
+        train(tmp_path, "model=transformer", "mixer=lstm", "position=rope"), "position=Rotary", "LSTM"
+    )
     (line,) = [line for line in said.splitlines() if line.startswith("choices that fit: ")]
     assert "position=none, position=recurrent" in line
     assert "rope" not in line

@@ -203,6 +203,16 @@ def test_each_sample_gets_its_own_label():
     assert draw(Dice(), 5, y=y, batch=2)[0][:, 0, 0, 0].tolist() == [0, 1, 2, 3, 4]
 
 
+def test_each_sample_gets_its_own_prompt():
+    class Echo(nn.Module):
+        def sample(self, n, y=None, *, prompt=None):
+            assert len(prompt) == n
+            return prompt
+
+    prompt = torch.arange(10).view(5, 2)
+    assert torch.equal(draw(Echo(), 5, options={"prompt": prompt}, batch=2)[0], prompt)
+
+
 def test_a_grid_shows_each_image_at_its_place_with_its_values():
     x = torch.arange(5).view(5, 1, 1, 1).expand(5, 1, 3, 4)
     sheet = grid(x, levels=5)

@@ -101,7 +101,8 @@ def test_a_sweep_is_a_cpus_and_its_choices_are_there(name):
     head = text("sweep", name).splitlines()[1]
     assert "a CPU's budget" in head
     assert head.endswith(f"; train.py sweep={name}")
-    ((group, choices),) = body["hydra"]["sweeper"]["params"].items()
+    (group, choices), *sizes = body["hydra"]["sweeper"]["params"].items()
+    assert all(key.startswith("model.") for key, _ in sizes)
     assert set(choices.split(",")) <= set(options(group))
     assert len(choices.split(",")) == len(set(choices.split(",")))
     assert config("sweep", name)["trainer"]["accelerator"] == "cpu"
@@ -119,8 +120,38 @@ def test_the_sweeps_leave_out_only_what_cannot_be():
     assert set(options("position")) - swept["positions"] == {"auto", "rope2d"}
 
 
+def test_the_sweep_over_positions_tells_how_far_each_goes_on_any_text(tmp_path):
+    book = tmp_path / "book.txt"
+    book.write_text("".join(f"{n} times {n} is {n * n}. " for n in range(200)))
+    text = ("dataset=own_text", f"dataset.source.root={book}", "dataset.source.length=8", "evaluate.n=0")
+    runs = tmp_path / "runs"
+    small = ("model=transformer", "model.dim=8", "model.depth=1", "evaluate.splits=[test]")
+    done = commands.train(runs, *small, *text, "-m", "sweep=positions", "position=rope,learned")
+    assert done.code == 0, done.err
+    picture = tmp_path / "far"
+    drawn = commands.run(
+        "scripts/compare", runs, "--plot", "extrapolation", "--rows", "position", "--out", picture
+    )
+    assert drawn.code == 0, drawn.err
+    told = re.sub(r"<[^>]*>", "\n", picture.with_suffix(".svg").read_text())
+    assert all(
+        word in told for word in ("Rotary", "LearnedPosition ✕", "16×", "own_text, test split; 2 runs")
+    )
+
+
+def test_the_sweep_of_recall_tells_states(tmp_path):
+    words = ("model=transformer", *SHORT, "evaluate.n=0", "-m", "sweep=recall", "mixer=softmax,lstm")
+    done = commands.train(tmp_path, *words)
+    assert done.code == 0, done.err
+    picture = tmp_path / "recall"
+    drawn = commands.run("scripts/compare", tmp_path, "--plot", "recall", "--rows", "mixer", "--out", picture)
+    assert drawn.code == 0, drawn.err
+    told = re.sub(r"<[^>]*>", "\n", picture.with_suffix(".svg").read_text())
+    assert all(word in told for word in ("Attention", "LSTM", "accuracy (%)", "2 runs"))
+
+
 SHORT = (
-    "model.dim=8",
+    "model.dim=32",  # 2 * 32 is one head of Mamba-2
     "model.depth=1",
     "dataset.source.length=16",
     "dataset.source.pairs=2",
@@ -132,7 +163,7 @@ SHORT = (
 @pytest.mark.parametrize(
     ("words", "runs"),
     [
-        (("sweep=recall",), 9),
+        (("sweep=recall",), 10),
         (("-m", "sweep=recall", "mixer=softmax,lstm", "seed=0,1"), 4),
     ],
 )

@@ -181,9 +181,9 @@ def test_the_rate_logged_is_that_of_the_step_just_done():
     assert [metrics["train/lr"] for _, metrics in log.lines] == pytest.approx([0.01, 0.0075, 0.005, 0.0025])
 
 
-def test_the_model_is_told_the_steps_done_before_every_batch():
+def test_the_model_is_told_the_steps_done_before_every_batch_and_after_every_step():
     learner, _, _ = fit(steps=3, accumulate=2)
-    assert learner.model.steps == [0, 0, 1, 1, 2, 2]
+    assert learner.model.steps == [0, 0, 1, 1, 1, 2, 2, 2, 3]
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])

@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from zoo.evaluation import by_length, likelihood, speed
+from zoo.evaluation import by_length, likelihood, speed, strided
 from zoo.evaluation.length import targets, windows
 from zoo.evaluation.speed import state_bytes
+from zoo.evaluation.stride import check as check_stride
 from zoo.models import Autoregressive
 from zoo.nn import LRU, S4, Attention, LearnedPosition, MultiplicativePosition, NoPosition, Rotary
 from zoo.types import PAD, scored
@@ -202,6 +203,76 @@ def test_a_longer_window_is_told_as_the_recurrence_tells_it(mixer):
     assert torch.allclose(net.nats(x), -told, atol=1e-9)
 
 
+def overlapping(net, text, stride, **more):
+    batches, told = strided(text, stride, **more)
+    found = likelihood(
+        net, batches, facts=FACTS, split="test", counts=text.counts, protocol={**text.protocol, **told}
+    )
+    return {number["name"]: number for number in found}
+
+
+@pytest.mark.parametrize("stride", [1, 2, 3, 4])
+@pytest.mark.parametrize("N", [3, 4, 5, 8, 11, 30])
+def test_overlapping_windows_count_each_token_once_and_give_it_context(N, stride):
+    text, counted = Blocks(N), []
+    batches, told = strided(text, stride, batch_size=2)
+    for batch in batches:
+        x, since = batch["x"], batch["since"]
+        assert x.shape[1] == 4
+        for row in x.tolist():
+            there = [token for token in row if token != PAD]
+            assert there == list(range(row[0], row[0] + len(there)))
+            assert since == (0 if row[0] == 0 else 4 - stride)
+            counted += [token for token in row[since:] if token != PAD]
+    assert counted == list(range(N))
+    assert told == {"windows": f"every {stride}", "since": 4 - stride, "first": "all tokens"}
+
+
+def test_overlapping_windows_are_told_as_worked_out_by_hand():
+    found = overlapping(Nearby(), Blocks(9), 2)
+    # positions 0 ... 3 of the first window cost 7, 6, 5, 4 nats, 2 and 3 of the others 5, 4; the last has one less
+    nats = 22 + 9 + 9 + 5
+    assert found["bits_per_char"]["value"] == pytest.approx(nats / 9 / LN2)
+    assert found["bits_per_byte"]["value"] == pytest.approx(nats / 18 / LN2)
+    assert found["perplexity"]["value"] == pytest.approx(math.exp(nats / 9))
+    protocol = found["perplexity"]["protocol"]
+    assert (protocol["context"], protocol["windows"], protocol["since"]) == (4, "every 2", 2)
+    some = overlapping(Nearby(), Blocks(30), 2, examples=3)["bits_per_char"]
+    assert some["count"] == 3
+    assert some["protocol"]["examples"] == "3 evenly spread of 14"
+
+
+def test_a_stride_as_long_as_the_window_is_windows_side_by_side():
+    net, text = model(partial(Attention, heads=2), length=4, levels=50).double(), Blocks(30)
+    plain = likelihood(net, [text[torch.arange(8)]], facts=FACTS, split="test", counts=text.counts)
+    for number in plain:
+        assert overlapping(net, text, 4)[number["name"]]["value"] == pytest.approx(number["value"])
+
+
+def test_a_stride_of_one_is_the_chain_rule_with_all_context_that_there_is():
+    net, text = model(partial(Attention, heads=2), length=4, levels=50).double(), Blocks(11)
+    x = torch.arange(11)
+    expected = -net.log_prob(x[None, :4]).item()
+    expected -= sum(net.log_prob(x[None, t - 3 : t + 1], since=3).item() for t in range(4, 11))
+    assert overlapping(net, text, 1)["nats_per_token"]["value"] == pytest.approx(expected / 11)
+
+
+STRIDES = {
+    "no stride": (Nearby(), 0, FACTS, {}, "try a stride from 1 to 4"),
+    "a stride beyond the window": (Nearby(), 5, FACTS, {}, "windows have 4 tokens"),
+    "no text": (Nearby(), 2, {**FACTS, "kind": "image"}, {}, "no text"),
+    "no part of a window": (nn.Linear(1, 1), 2, FACTS, {}, "Linear cannot count a part"),
+    "two answers": (Nearby(), 2, FACTS, {"since": 1}, "leave log_prob.since out"),
+}
+
+
+@pytest.mark.parametrize("case", STRIDES)
+def test_a_stride_that_cannot_be_is_refused(case):
+    net, stride, facts, options, told = STRIDES[case]
+    with pytest.raises(ValueError, match=told):
+        check_stride(net, Blocks(32), stride, facts, "test", **options)
+
+
 REFUSED = {
     "no text": (Nearby(), Blocks(32), [1], {**FACTS, "kind": "image"}, "no text"),
     "overlapping windows": (Nearby(), Blocks(32, windows="every 1"), [1], FACTS, "side by side"),
@@ -289,6 +360,18 @@ def test_the_command_writes_numbers_and_curves_and_replaces_them(tmp_path):
     again = json.loads((run / "results.json").read_text())
     assert [n["name"] for n in again["numbers"]] == [n["name"] for n in results["numbers"]]
     assert len(again["curves"]) == 1
+    done = commands.run("evaluate", f"run={run}", "n=0", "splits=[val]", "stride=4")
+    assert done.code == 0, done.err
+    side, over = (
+        number
+        for number in json.loads((run / "results.json").read_text())["numbers"]
+        if number["name"] == "bits_per_char"
+    )
+    assert (side["protocol"]["windows"], over["protocol"]["windows"]) == ("non-overlapping", "every 4")
+    assert side["value"] != over["value"]
+    done = commands.run("evaluate", f"run={run}", "stride=9")
+    assert (done.code, done.err.count("\n")) == (1, 1)
+    assert "try a stride from 1 to 8" in done.err
     done = commands.run("evaluate", f"run={run}", "lengths=[0]")
     assert done.code == 1
     assert "lengths=[0]" in done.err

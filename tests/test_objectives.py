@@ -1,9 +1,11 @@
 """What is asked of a network of tokens beside the next one: masked tokens, labels, a sequence for another."""
 
+import json
 import math
 from functools import partial
 from itertools import product
 
+import commands
 import pytest
 import torch
 import torch.nn.functional as F
@@ -304,6 +306,16 @@ def test_every_parameter_gets_a_finite_gradient_in_half_precision_too(build):
     for key, parameter in network.named_parameters():
         assert parameter.grad is not None, key
         assert parameter.grad.isfinite().all(), key
+
+
+def test_an_objective_is_a_word_of_the_command_line(tmp_path):
+    words = ("objective=masked", "model.rate=0.5", "evaluate.n=0")
+    done = commands.train(tmp_path, *commands.TRANSFORMER, *words)
+    assert done.code == 0, done.err
+    results = json.loads((commands.only(tmp_path) / "results.json").read_text())
+    assert results["config"]["model"]["_target_"] == "zoo.models.Masked"
+    assert results["config"]["model"]["rate"] == 0.5
+    assert [number["name"] for number in results["numbers"]] == ["masked_accuracy"]
 
 
 @pytest.mark.parametrize("build", [masked, classifier, seq2seq])

@@ -1,73 +1,16 @@
 """Every token mixer of configs/ with every position encoding: it does what it should, or is refused in a sentence."""
 
-from functools import cache
+import copy
+from functools import partial
 
 import pytest
 import torch
-from conftest import composed
-from omegaconf import OmegaConf
+from mixers import BIDIRECTIONAL, MIXERS, POSITIONS, T, classes, network
 from torch import Tensor, nn
 
-from zoo.config import build
-from zoo.config.catalogue import options
-from zoo.nn.backbone import kind
-from zoo.nn.position import encodings, fits
+from zoo.nn.position import Position, encodings, fits
 
-MIXERS = options("mixer")
-POSITIONS = [name for name in options("position") if name != "auto"]
-BIDIRECTIONAL = ("efficient", "nystrom")  # these have no causal form
-T = 12  # tokens: images of 3 x 4
-# what makes a mixer small, and puts the edges of its chunks and windows inside of 12 tokens
-SMALL = {
-    "flash": {"chunk": 5, "width": 8},
-    "gau": {"width": 8},
-    "lru": {"state": 6},
-    "mamba": {"state": 3},
-    "mamba2": {"state": 4, "head": 8},
-    "nystrom": {"landmarks": 4, "kernel": 3},
-    "performer": {"features": 8},
-    "s4": {"state": 4, "length": 8},
-    "s4d": {"state": 4},
-    "strided": {"stride": 3},
-    "transnormer": {"block": 5},
-    "window": {"window": 4},
-}
-FACTS = ("dataset.shape=[1,3,4]", "dataset.levels=5", "dataset.classes=3")
-
-
-@cache
-def described(model: str, choice: str) -> dict:
-    """The config's model, with one choice of mixer or position."""
-    words = [f"model={model}", choice, "model.dim=16", "model.depth=2", *FACTS]
-    return OmegaConf.to_container(composed("train", *words), resolve=True)["model"]
-
-
-def description(mixer: str, position: str, causal: bool) -> dict:
-    model = "transformer" if causal else "roformer"
-    node = described(model, f"mixer={mixer}")
-    return {
-        **node,
-        "mixer": node["mixer"] | SMALL.get(mixer, {}),
-        "position": described(model, f"position={position}")["position"],
-        "mlp": None,
-    }
-
-
-@cache
-def classes(mixer: str, position: str) -> tuple:
-    node = description(mixer, position, False)
-    return kind(build(node["mixer"])), kind(build(node["position"]))
-
-
-def network(mixer: str, position: str, causal: bool) -> nn.Module:
-    """The model that a command line describes, with weights at which each part matters."""
-    torch.manual_seed(0)
-    model = build(description(mixer, position, causal), "model").double().eval()
-    for module in model.modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            if isinstance(module, nn.Linear | nn.Embedding) or "table" in name:
-                nn.init.normal_(parameter, std=0.4)
-    return model
+RELATIVE = ("rope", "rope2d", "xpos", "alibi", "kerple", "t5", "shaw", "transformer_xl", "deberta")
 
 
 def valid(causal: bool) -> list:
@@ -113,19 +56,24 @@ def test_a_causal_pair_looks_back_goes_on_token_by_token_and_learns(mixer, posit
 
 @torch.no_grad()
 def steps_are_the_parallel_form(model: nn.Module) -> None:
-    """A prompt, of unequal lengths too, and steps: the same as all at once, to 1e-9 in float64."""
+    """A prompt, of unequal lengths too, and steps: the same as all at once, to 1e-9, and in float32 to 2e-4."""
     x = torch.randn(2, T, 16, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     whole = model.backbone(x)
-    y, state = model.backbone.prefill(x[:, :4])
-    torch.testing.assert_close(y, whole[:, :4], rtol=1e-9, atol=1e-9)
-    for t in range(4, T):
-        y_t, state = model.backbone.step(x[:, t], state)
-        torch.testing.assert_close(y_t, whole[:, t], rtol=1e-9, atol=1e-9)
-    rows, lengths = torch.arange(2), torch.tensor([1, 4])
-    _, state = model.backbone.prefill(x[:, :4], lengths)
-    for t in range(4):
-        y_t, state = model.backbone.step(x[rows, lengths + t], state)
-        torch.testing.assert_close(y_t, whole[rows, lengths + t], rtol=1e-9, atol=1e-9)
+    single = copy.deepcopy(model.backbone).float()
+    for backbone, tolerance in ((model.backbone, 1e-9), (single, 2e-4)):
+        x = x.to(backbone.blocks[0].mixer_norm.weight.dtype)
+        near = partial(torch.testing.assert_close, rtol=tolerance, atol=tolerance, check_dtype=False)
+        near(backbone(x), whole)
+        y, state = backbone.prefill(x[:, :4])
+        near(y, whole[:, :4])
+        for t in range(4, T):
+            y_t, state = backbone.step(x[:, t], state)
+            near(y_t, whole[:, t])
+        rows, lengths = torch.arange(2), torch.tensor([1, 4])
+        _, state = backbone.prefill(x[:, :4], lengths)
+        for t in range(4):
+            y_t, state = backbone.step(x[rows, lengths + t], state)
+            near(y_t, whole[rows, lengths + t])
 
 
 @pytest.mark.parametrize(("mixer", "position"), valid(causal=False))
@@ -135,6 +83,45 @@ def test_a_bidirectional_pair_looks_both_ways_and_learns(mixer, position):
     assert slope[:6].max() > 1e-3
     assert slope[7:].max() > 1e-3
     all_parameters_learn(model)
+
+
+def relative() -> list:
+    """Valid pairs of which only distances may matter."""
+    pairs = [(*pair, causal) for causal in (True, False) for pair in valid(causal)]
+    on_average = [("performer", name) for name in ("rope", "rope2d", "xpos")]  # over draws of its features
+    return [pair for pair in pairs if pair[1] in RELATIVE and pair[:2] not in on_average]
+
+
+@pytest.mark.parametrize(("mixer", "position", "causal"), relative())
+@torch.no_grad()
+def test_only_distances_matter_whatever_mixes(mixer, position, causal):
+    model = network(mixer, position, causal).backbone
+    x = torch.randn(2, T, 16, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    before = model(x)
+    places = [module for module in model.modules() if isinstance(module, Position)]
+    for place in places:
+        move(place, 4 * 29)  # in a picture, 29 rows further down
+    torch.testing.assert_close(model(x), before, rtol=1e-9, atol=1e-9)
+
+
+def move(place: Position, far: int) -> None:
+    """Let an encoding take every token for one that stands `far` further on."""
+    rotate, bias, scores, values = place.rotate, place.bias, place.scores, place.values
+    place.rotate = lambda q, k, t: rotate(q, k, t + far)
+    place.bias = lambda t_q, t_k: bias(t_q + far, t_k + far)
+    place.scores = lambda q, k, t_q, t_k: scores(q, k, t_q + far, t_k + far)
+    place.values = lambda weights, t_q, t_k: values(weights, t_q + far, t_k + far)
+
+
+@torch.no_grad()
+def test_a_place_that_is_told_is_moved_along():
+    """Else the test above would hold for all: sinusoids in place of distances are seen."""
+    model = network("softmax", "rope", True).backbone
+    x = torch.randn(2, T, 16, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    before = model(x)
+    rotate = model.position.rotate
+    model.position.rotate = lambda q, k, t: (rotate(q, k, t + 5)[0], rotate(q, k, t)[1])
+    assert (model(x) - before).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize(("mixer", "position", "causal"), invalid())

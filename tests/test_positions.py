@@ -31,7 +31,7 @@ from zoo.nn import (
     TransformerXL,
     XPos,
 )
-from zoo.nn.position import alibi_slopes, fits, t5_bucket, turned, unit
+from zoo.nn.position import alibi_slopes, fits, t5_bucket, turned, turned_real, unit
 
 ENCODINGS = {
     "none": NoPosition,
@@ -689,6 +689,45 @@ def test_rotary_agrees_with_transformers():
             torch.testing.assert_close(a[..., halves], b, rtol=1e-5, atol=1e-5)
 
 
+@torch.no_grad()
+def test_a_whole_network_agrees_with_gpt_neox():
+    from transformers import GPTNeoXConfig, GPTNeoXModel
+
+    config = GPTNeoXConfig(
+        vocab_size=3,
+        hidden_size=16,
+        num_attention_heads=2,
+        num_hidden_layers=2,
+        intermediate_size=64,
+        hidden_act="gelu",
+        use_parallel_residual=False,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 1.0},
+    )
+    theirs = GPTNeoXModel(config).double().eval()
+    for parameter in theirs.parameters():
+        nn.init.normal_(parameter, std=0.4)
+    ours = Backbone(16, 2, partial(Attention, heads=2), position=Rotary).double()
+    # their features lie by heads, then by q, k, v; pairs that turn together are half a head apart, ours neighbours
+    turned = torch.arange(8).view(2, 4).T.flatten()
+    for mine, layer in zip(ours.blocks, theirs.layers, strict=True):
+        for kind in ("weight", "bias"):
+            q, k, v = getattr(layer.attention.query_key_value, kind).unflatten(0, (2, 3, 8)).unbind(1)
+            parts = [q[:, turned], k[:, turned], v]
+            getattr(mine.mixer.qkv, kind).copy_(torch.cat([part.flatten(0, 1) for part in parts]))
+        for here, there in (
+            (mine.mixer.out, layer.attention.dense),
+            (mine.mlp.inner, layer.mlp.dense_h_to_4h),
+            (mine.mlp.out, layer.mlp.dense_4h_to_h),
+            (mine.mixer_norm, layer.input_layernorm),
+            (mine.mlp_norm, layer.post_attention_layernorm),
+        ):
+            here.load_state_dict(there.state_dict())
+    ours.norm.load_state_dict(theirs.final_layer_norm.state_dict())
+    x = torch.randn(2, 21, 16, dtype=torch.float64)
+    # their angles are float32
+    torch.testing.assert_close(ours(x), theirs(inputs_embeds=x).last_hidden_state, rtol=1e-5, atol=1e-5)
+
+
 def test_alibi_agrees_with_bloom():
     from transformers.models.bloom.modeling_bloom import build_alibi_tensor
 
@@ -704,3 +743,4 @@ def test_turning_by_an_angle_is_a_rotation():
     a, b = x[..., ::2], x[..., 1::2]
     written = torch.stack([a * angle.cos() - b * angle.sin(), a * angle.sin() + b * angle.cos()], -1)
     close(turned(x, unit(angle)), written.flatten(-2))
+    close(turned_real(x.unflatten(-1, (-1, 2)), unit(angle)), written)  # what is compiled

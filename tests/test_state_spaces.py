@@ -83,6 +83,25 @@ def test_the_kernel_of_s4_is_its_recurrence(length, T):
     close(mixer.kernel(T), mixer.kernel_loop(T))
 
 
+@pytest.mark.parametrize("T", [0, 1, 2, 9, 10, 37])
+@torch.no_grad()
+def test_the_state_that_a_prompt_leaves_s4_is_that_of_its_steps(T):
+    mixer, x = S4(3, 8, length=16), torch.randn(2, T, 3)
+    h = torch.zeros(2, 3, 4, dtype=torch.complex128)
+    for t in range(T):
+        h = mixer.parts().update(h, x[:, t])
+    close(mixer.prefill(x)[1].h, h)
+
+
+@torch.no_grad()
+def test_beyond_its_length_s4_goes_on_and_does_not_repeat_its_kernel():
+    mixer = S4(3, 8, length=16).float()
+    K = mixer.kernel(256)
+    largest = K.abs().max().item()
+    close(K.double(), mixer.double().kernel_loop(256), rtol=0, atol=1e-5 * largest)
+    assert (K[:, 16:32] - K[:, :16]).abs().max() > 0.1 * largest
+
+
 @pytest.mark.parametrize("init", [s4d_lin, s4d_inv, s4d_legs])
 @pytest.mark.parametrize("T", [1, 2, 9, 10, 37])
 def test_the_kernel_of_s4d_is_its_recurrence(T, init):

@@ -30,18 +30,29 @@ logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 
 
 class Noisy(nn.Module):
-    """A denoising autoencoder of 6 numbers, with dropout and a buffer; at batch `bad_at` its loss is nan."""
+    """A denoising autoencoder of 6 numbers, with dropout, a buffer, and a mean of errors that moves once a step,
+    as an EMA codebook; at batch `bad_at` its loss is nan."""
 
     def __init__(self, width: int = 16, bad_at: int | None = None) -> None:
         super().__init__()
         self.net = nn.Sequential(nn.Linear(6, width), nn.Tanh(), nn.Dropout(0.2), nn.Linear(width, 6))
         self.register_buffer("calls", torch.zeros(()))
+        self.register_buffer("moved", torch.zeros(()))
+        self.gathered, self.done = None, 0
         self.bad_at = bad_at
+
+    def at(self, step: int) -> None:
+        if step != self.done and self.gathered is not None:
+            self.moved.lerp_(self.gathered, 0.5)
+            self.gathered = None
+        self.done = step
 
     def loss(self, x: Tensor, y: Tensor | None = None) -> dict[str, Tensor]:
         if self.training:
             self.calls += 1
         error = (self.net(x + 0.1 * torch.randn_like(x)) - x).square().mean()
+        if self.training:
+            self.gathered = error.detach() + (0 if self.gathered is None else self.gathered)
         decay = sum(w.square().sum() for w in self.parameters()) * 1e-3
         if self.bad_at is not None and self.calls == self.bad_at:
             decay = decay * float("nan")

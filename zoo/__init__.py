@@ -3,7 +3,7 @@
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["load"]
+__all__ = ["load", "pretrained"]
 
 
 def __getattr__(name: str) -> Any:

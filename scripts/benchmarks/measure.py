@@ -17,7 +17,11 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = ("torch", "torchvision", "lightning", "hydra-core", "pythae", "transformers")
+PACKAGES = (
+    *("torch", "torchvision", "lightning", "hydra-core", "pythae", "transformers"),
+    *("mambapy", "performer-pytorch", "linear-attention-transformer"),
+    *("vector-quantize-pytorch", "diffusers"),
+)
 INSTALL = "not installed: uv sync --group bench"
 
 

@@ -17,6 +17,8 @@ from typing import Any
 PUBLIC = ("zoo.nn", "zoo.models", "zoo.data")
 # ... and what stands below these. Functions that read, write or run things (torch.load, torch.hub ...) do not.
 STORED = (
+    "zoo.pretrained",  # the first stage of a model of two, itself built by these rules
+    "zoo.loading.pretrained",
     "zoo.training.schedules.",
     "zoo.training.loggers.",
     "torch.nn.",

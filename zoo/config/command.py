@@ -15,6 +15,8 @@ from zoo.config.catalogue import CONFIGS
 
 # Options of a model's own methods: whatever name they have, the model's signature judges it.
 FREE = ("log_prob.", "sample.", "evaluate.log_prob.", "evaluate.sample.")
+# Groups whose choice stands in a key that is not called as they are.
+PLACES = {"objective": "objective@model", "evaluation": "evaluation@evaluate"}
 
 
 def command(config_name: str) -> Callable[[Callable[[Any], Any]], Callable[[], None]]:
@@ -68,10 +70,11 @@ def command(config_name: str) -> Callable[[Callable[[Any], Any]], Callable[[], N
 
 
 def readable(word: str) -> str:
-    """A word as Hydra can take it: options of the model's methods are added, and key=~/x has its home folder."""
+    """A word as Hydra can take it: options of the model's methods are added, key=~/x has its home folder, and a
+    group is named with its place."""
     key, equal, value = word.partition("=")
-    if equal and value.startswith("~/"):
-        word = f"{key}={os.path.expanduser(value)}"
+    if equal and (key in PLACES or value.startswith("~/")):
+        word = f"{PLACES.get(key, key)}={os.path.expanduser(value)}"
     return f"++{word}" if word.startswith(FREE) else word
 
 

@@ -44,6 +44,7 @@ class Evaluate:
     splits: list[str] = field(default_factory=lambda: ["test"])
     batch_size: int | None = None
     examples: int | None = None
+    stride: int | None = None
     lengths: list[int] = field(default_factory=list)
     speed: bool = False
     seed: int = 0

@@ -9,6 +9,7 @@ from zoo.evaluation.samples import grid as grid
 from zoo.evaluation.samples import save as save
 from zoo.evaluation.samples import write_png as write_png
 from zoo.evaluation.speed import speed as speed
+from zoo.evaluation.stride import strided as strided
 
 __all__ = [
     "by_length",
@@ -19,5 +20,6 @@ __all__ = [
     "options_in_force",
     "save",
     "speed",
+    "strided",
     "write_png",
 ]

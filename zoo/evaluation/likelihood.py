@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from zoo import chance
 from zoo.types import Density, can, scored
@@ -41,7 +40,7 @@ def options_in_force(method: Callable[..., Any], given: Mapping[str, Any], name:
 @torch.inference_mode()
 def likelihood(
     model: Any,
-    batches: Iterable[Mapping[str, Tensor]],
+    batches: Iterable[Mapping[str, Any]],
     *,
     facts: Mapping[str, Any],
     split: str,
@@ -52,7 +51,7 @@ def likelihood(
 ) -> list[dict[str, Any]]:
     """The numbers of one split, that of the data's own unit first.
 
-    batches     {"x", "y"?} on the model's device, each example once
+    batches     {"x", "y"?} on the model's device, each example once; "since" in one is the option, for it alone
     facts       the dataset's: unit, levels, shape
     options     of model.log_prob; one named `since` leaves the tokens before it uncounted
     counts      symbols in the whole split ("tokens", "chars", "bytes", "words"), for units per symbol; where only
@@ -69,7 +68,8 @@ def likelihood(
     total, squares, examples, symbols = 0.0, 0.0, 0, 0
     for index, batch in enumerate(batches):
         chance.at(seed, "log_prob", split, index)
-        log_p = model.log_prob(batch["x"], batch.get("y"), **force).double()
+        now = {**force, "since": batch["since"]} if "since" in batch else force
+        log_p = model.log_prob(batch["x"], batch.get("y"), **now).double()
         if not torch.isfinite(log_p).all():
             raise ValueError(
                 f"log_prob is not finite for {int((~torch.isfinite(log_p)).sum())} examples of {split}"
@@ -77,7 +77,7 @@ def likelihood(
         total -= float(log_p.sum())
         squares += float(log_p.square().sum())
         examples += len(log_p)
-        symbols += int(scored(batch["x"]).flatten(1)[:, int(force.get("since", 0)) :].sum())
+        symbols += int(scored(batch["x"]).flatten(1)[:, int(now.get("since", 0)) :].sum())
     if not symbols:
         since = f" from token {force['since']} on" if force.get("since") else ""
         raise ValueError(f"the {split} split is empty{since}")

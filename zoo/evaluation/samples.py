@@ -25,7 +25,8 @@ def draw(
 ) -> tuple[Tensor, dict[str, Any]]:
     """n samples (n, *shape), with the options in force.
 
-    Drawn `batch` at a time, each keyed to the seed and its place. ValueError for a model that cannot sample, an
+    Drawn `batch` at a time, each keyed to the seed and its place; an option that is a tensor, as a prompt, has a row
+    for each. ValueError for a model that cannot sample, an
     unknown option or n < 1.
     """
     if not can(model, Sampler):
@@ -37,7 +38,10 @@ def draw(
     for start in range(0, n, batch):
         chance.at(seed, "sample", start)
         stop = min(start + batch, n)
-        parts.append(model.sample(stop - start, None if y is None else y[start:stop], **force))
+        own = {
+            name: value[start:stop] if isinstance(value, Tensor) else value for name, value in force.items()
+        }
+        parts.append(model.sample(stop - start, None if y is None else y[start:stop], **own))
     return torch.cat(parts), force
 
 
@@ -59,12 +63,15 @@ def save(
     return path.with_suffix(".txt"), texts
 
 
-def grid(x: Tensor, levels: int | None, gap: int = 2) -> Tensor:
-    """Images side by side, as near to a square as their number allows: (n, C, H, W) -> uint8 (3, h, w)."""
+def grid(x: Tensor, levels: int | None, gap: int = 2, *, columns: int | None = None) -> Tensor:
+    """Images side by side, as near to a square as their number allows: (n, C, H, W) -> uint8 (3, h, w).
+
+    columns   how many in a line, if that is given
+    """
     n, C, H, W = x.shape
     x = x.detach().cpu().float()
     x = x / (levels - 1) if levels else (x + 1) / 2
-    columns = math.ceil(math.sqrt(n))
+    columns = columns or math.ceil(math.sqrt(n))
     rows = math.ceil(n / columns)
     sheet = torch.ones(3, rows * (H + gap) + gap, columns * (W + gap) + gap)
     for i, image in enumerate(x.clamp(0, 1)):

@@ -41,13 +41,7 @@ def speed(
     Raises ValueError for a model without these parts, data that are no sequences, and multiples below 1.
     """
     x = batch["x"]
-    if not all(hasattr(model, part) for part in ("embed", "backbone", "head")):
-        raise ValueError(
-            f"speed=true: {type(model).__name__} has no embed, backbone and head; "
-            "speed by length is of autoregressive models"
-        )
-    if x.ndim != 2:
-        raise ValueError(f"speed=true: examples of shape {tuple(x.shape[1:])} are no sequences of tokens")
+    check(model, x.shape[1:])
     if min(multiples) < 1:
         raise ValueError(f"lengths={list(multiples)}: multiples of the training length are at least 1")
     numbers = []
@@ -76,6 +70,17 @@ def speed(
                 {**number, "value": value, **({"reason": reason} if reason else {}), "protocol": how}
             )
     return numbers
+
+
+def check(model: Any, shape: Sequence[int]) -> None:
+    """Raises ValueError for a model that is no autoregressive one, and for examples that are no sequences."""
+    if not all(hasattr(model, part) for part in ("embed", "backbone", "head")):
+        raise ValueError(
+            f"speed=true: {type(model).__name__} has no embed, backbone and head; "
+            "speed by length is of autoregressive models"
+        )
+    if len(shape) != 1:
+        raise ValueError(f"speed=true: examples of shape {tuple(shape)} are no sequences of tokens")
 
 
 def trained(model: Any, batch: Mapping[str, Tensor]) -> float:

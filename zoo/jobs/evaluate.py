@@ -10,7 +10,10 @@ from torch import Tensor, nn
 
 from zoo.config import build
 from zoo.config.build import fits
-from zoo.evaluation import by_length, draw, health, likelihood, options_in_force, save, speed
+from zoo.evaluation import by_length, draw, health, likelihood, options_in_force, save, speed, strided
+from zoo.evaluation.length import check as check_lengths
+from zoo.evaluation.speed import check as check_speed
+from zoo.evaluation.stride import check as check_stride
 from zoo.jobs import data as jobs_data
 from zoo.loading import device_of, restored
 from zoo.runs import Run, environment, version
@@ -27,8 +30,9 @@ def opened(asked: Mapping[str, Any]) -> tuple[Run, dict[str, Any], nn.Module, Lo
     run = Run.open(asked["run"])
     config = jobs_data.relocated(run.config, asked["data_dir"])
     model, weights = restored(run, asked["weights"], device_of(asked["device"]), asked["allow"])
-    check(model, {"splits": (), "log_prob": {}, **asked})
-    return run, config, model, jobs_data.loaders(config, stored=True, allow=asked["allow"]), weights
+    data = jobs_data.loaders(config, stored=True, allow=asked["allow"])
+    check(model, {"splits": (), "log_prob": {}, **asked}, data)
+    return run, config, model, data, weights
 
 
 def loggers(
@@ -46,15 +50,23 @@ def loggers(
     ]
 
 
-def check(model: nn.Module, asked: Mapping[str, Any]) -> None:
+def check(model: nn.Module, asked: Mapping[str, Any], loaders: Loaders) -> None:
     """Raise ValueError for what a config's `evaluate` asks for in vain: before a training, not after it."""
     for split in asked["splits"]:
         if split not in SPLITS:
             raise ValueError(f"splits={split}: there are {', '.join(SPLITS)}")
     if asked["weights"] not in ("best", "last"):
         raise ValueError(f"weights={asked['weights']}: best or last")
-    if any(multiple < 1 for multiple in asked.get("lengths", ())):
-        raise ValueError(f"lengths={asked['lengths']}: multiples of the training length are at least 1")
+    wanted = asked.get("lengths") or []
+    if not isinstance(wanted, list) or not all(isinstance(m, int) and m >= 1 for m in wanted):
+        raise ValueError(f"lengths={wanted}: multiples of the training length are whole numbers, at least 1")
+    for split in found(loaders, asked["splits"]) if wanted else ():
+        check_lengths(model, loaders.dataset(split), wanted, loaders.facts, split)
+    if (stride := asked.get("stride")) is not None:
+        for split in found(loaders, asked["splits"]):
+            check_stride(model, loaders.dataset(split), stride, loaders.facts, split, **asked["log_prob"])
+    if asked.get("speed"):
+        check_speed(model, loaders.facts["shape"])
     if asked["n"] < 0:
         raise ValueError(f"n={asked['n']}: 0 or more samples can be drawn")
     for contract, name in ((Density, "log_prob"), (Sampler, "sample")):
@@ -67,6 +79,36 @@ def check(model: nn.Module, asked: Mapping[str, Any]) -> None:
                     )
 
 
+def answered(
+    model: nn.Module,
+    loaders: Loaders,
+    asked: Mapping[str, Any],
+    weights: Mapping[str, Any],
+    *,
+    seed: int = 0,
+    batch_size: int | None = None,
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Numbers and curves that a config's `evaluate` asks for: of measure, and by length and of speed if it says so."""
+    common: dict[str, Any] = {"splits": asked["splits"], "weights": weights, "batch_size": batch_size}
+    numbers = measure(
+        model,
+        loaders,
+        log_prob=asked["log_prob"],
+        seed=seed,
+        examples=asked["examples"],
+        stride=asked.get("stride"),
+        **common,
+    )
+    curves: list[dict[str, Any]] = []
+    multiples = asked.get("lengths") or []
+    if multiples:
+        more, curves = lengths(model, loaders, multiples, examples=asked["examples"], **common)
+        numbers += more
+    if asked.get("speed"):
+        numbers += speeds(model, loaders, multiples or [1], **common)
+    return numbers, curves
+
+
 def measure(
     model: nn.Module,
     loaders: Loaders,
@@ -77,12 +119,14 @@ def measure(
     seed: int = 0,
     batch_size: int | None = None,
     examples: int | None = None,
+    stride: int | None = None,
 ) -> list[dict[str, Any]]:
     """All that a model's contracts offer, over those of the splits that there are, the test split first; over val
     where there are none of them.
 
     weights     which weights these are (which, averaged, step): it stands in every number
     examples    only so many of each split, evenly spread; it stands in the protocol
+    stride      a text's likelihood is told in windows that overlap (zoo.evaluation.strided)
     Raises ValueError for options that the model's log_prob has not.
     """
     if batch_size is not None and batch_size < 1:
@@ -98,9 +142,14 @@ def measure(
             protocol["examples"] = f"{examples} evenly spread of {len(dataset)}"
         common: dict[str, Any] = {"split": split, "protocol": protocol, "seed": seed}
         if can(model, Density):
-            batches = on(device, loaders.loader(split, batch_size, examples))
+            batches, how = on(device, loaders.loader(split, batch_size, examples)), {}
+            if stride is not None:
+                batches, how = strided(
+                    dataset, stride, batch_size=batch_size, examples=examples, device=device
+                )
+            told = {**common, "protocol": {**protocol, **how}}
             numbers += likelihood(
-                model, batches, facts=loaders.facts, options=log_prob, counts=counts, **common
+                model, batches, facts=loaders.facts, options=log_prob, counts=counts, **told
             )
         if can(model, Measured):
             numbers += health(model, on(device, loaders.loader(split, batch_size, examples)), **common)

@@ -141,5 +141,6 @@ def quiet() -> None:
         ".*LeafSpec.*",
         ".*anonymous setting.*",
         ".*logging interval.*",
+        ".*in eval mode at the start of training.*",
     ):
         warnings.filterwarnings("ignore", message=message)

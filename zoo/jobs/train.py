@@ -14,8 +14,9 @@ from zoo.config import build
 from zoo.jobs import evaluate
 from zoo.jobs.data import loaders as make_loaders
 from zoo.jobs.fit import fit, made, refuse, room
+from zoo.jobs.latents import encode_once
 from zoo.jobs.tell import device_name, peak_memory, tell
-from zoo.loading import device_of, load_weights
+from zoo.loading import adopt, at_home, device_of, load_weights
 from zoo.runs import DIGITS, Run, environment, find, identity, version
 from zoo.training import checkpoint_files as files
 from zoo.training.loaders import Loaders
@@ -45,9 +46,10 @@ def train(
     if run.finished:
         return finished(run, config, data, stored)
     latest = started(run, config, whole)
-    model = made(config, data, fresh=latest is None, **stored)
+    model = made(at_home(config, run), data, fresh=latest is None, **stored)
     room(model, run, config["keep"])
-    evaluate.check(model, config["evaluate"])
+    evaluate.check(model, config["evaluate"], data)
+    encode_once(model, data, config["trainer"]["max_steps"] * config["batch_size"], device_for(config))
     before = run.results.get("seconds", 0.0)
     results = {
         "status": "running",
@@ -93,7 +95,8 @@ def identified(config: Mapping[str, Any], name: str, folder: Path | None, data: 
 
     ValueError where a resumed run's data, or a run that it builds on, are not what they were.
     """
-    whole = identity(config, data.fingerprints)
+    own = config if folder is None else at_home(config, Run(folder))
+    whole = identity(own, data.fingerprints)
     if folder is None:
         return find(config["runs"], whole) or Run(Path(config["runs"]) / f"{name}-{whole[:DIGITS]}"), whole
     if Run(folder).identity != whole:
@@ -116,6 +119,7 @@ def started(run: Run, config: dict[str, Any], whole: str) -> Path | None:
     now = torch.get_num_threads()
     threads = run.environment.get("threads", now)
     run.create(config, whole, environment(threads=now, device=device_name(config)))
+    adopt(at_home(config, run), run)
     latest, skipped = files.newest(run.checkpoints)
     for path, reason in skipped:
         print(f"skipped {path}: {reason}", file=sys.stderr)
@@ -134,16 +138,8 @@ def measured(
     asked = config["evaluate"]
     weights = load_weights(model, run, asked["weights"])
     model.eval()
-    numbers = evaluate.measure(
-        model,
-        data,
-        splits=asked["splits"],
-        log_prob=asked["log_prob"],
-        weights=weights,
-        seed=config["seed"],
-        examples=asked["examples"],
-    )
-    evaluate.add(run, numbers)
+    numbers, curves = evaluate.answered(model, data, asked, weights, seed=config["seed"])
+    evaluate.add(run, numbers, curves)
     evaluate.show(numbers, loggers, weights["step"])
     evaluate.sample(
         model,
@@ -162,8 +158,14 @@ def finished(run: Run, config: dict[str, Any], data: Loaders, stored: Mapping[st
     """Tell what a finished run found; what is asked of it anew is measured, with nothing trained."""
     print(f"{run.folder} is finished already (rerun=true repeats it)")
     if run.results["config"]["evaluate"] != config["evaluate"]:
-        device = device_of("cpu" if config["trainer"]["accelerator"] == "cpu" else "auto")
-        measured(config, build(config["model"], "model", **stored).to(device), data, run)
+        model = build(at_home(config, run)["model"], "model", **stored).to(device_for(config))
+        evaluate.check(model, config["evaluate"], data)
+        measured(config, model, data, run)
         run.write_results(run.results | {"config": config})
     tell(run)
     return run
+
+
+def device_for(config: Mapping[str, Any]) -> torch.device:
+    """The device that a config trains on, for what is computed before and after."""
+    return device_of("cpu" if config["trainer"]["accelerator"] == "cpu" else "auto")

@@ -16,7 +16,8 @@ from zoo.models.tokens import arranged, grid, sequence
 from zoo.nn.attention import Attention
 from zoo.nn.backbone import Backbone
 from zoo.nn.feedforward import FeedForward
-from zoo.types import PAD, Density, Kind, Sampler, Unfit, scored
+from zoo.nn.head import Logits
+from zoo.types import Density, Kind, Sampler, Unfit, scored
 
 
 class Autoregressive(nn.Module):
@@ -33,9 +34,11 @@ class Autoregressive(nn.Module):
     targets     whether y (B, T) holds targets, in [0, levels), for a loss and an accuracy of nothing else
     conditional whether to start from the embedding of y, and so model p(x | y), or from one for all
     dim, depth, mixer, position, mlp, norm, norm_first, dropout   as zoo.nn.Backbone has them
+    head        head(dim, levels), as zoo.nn.Logits, or zoo.nn.Logistics for levels that have an order
     tie         one matrix for the embedding of tokens and for the head (Press & Wolf 2017)
 
-    Raises Unfit for real-valued data; ValueError for conditional=True without classes, or with targets.
+    Raises Unfit for real-valued data; ValueError for conditional=True without classes, or with targets, and
+    for tie=True with a head that is no matrix.
     """
 
     kind: ClassVar[Kind] = "exact"
@@ -56,6 +59,7 @@ class Autoregressive(nn.Module):
         norm: Callable[..., Any] = nn.LayerNorm,
         norm_first: bool = True,
         dropout: float = 0.0,
+        head: Callable[..., Any] = Logits,
         tie: bool = False,
     ) -> None:
         super().__init__()
@@ -92,11 +96,13 @@ class Autoregressive(nn.Module):
             dropout=dropout,
             grid=grid(shape),
         )
-        self.head = nn.Linear(dim, levels, bias=False)
-        for part in (self.start, self.embed, self.head):
-            if part is not None:
+        self.head = head(dim, levels)
+        for part in (self.start, self.embed, *self.head.modules()):
+            if isinstance(part, nn.Embedding | nn.Linear):
                 nn.init.normal_(part.weight, std=0.02)
         if tie:
+            if not isinstance(self.head, Logits):
+                raise ValueError(f"tie=true: {type(self.head).__name__} is no matrix to share; try tie=false")
             self.head.weight = self.embed.weight
 
     @property
@@ -119,23 +125,23 @@ class Autoregressive(nn.Module):
         return self.backbone(self.inputs(tokens[:, :-1], y))
 
     def told(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Logits (N, V), and what they are to tell (N,): every token, or the targets that there are."""
+        """Features (N, D), and what is told from them (N,): every token, or the targets that there are."""
         tokens = sequence(x)
         h = self.hidden(tokens, y)
         if not self.targets:
-            return self.head(h).flatten(0, 1), tokens.flatten()
+            return h.flatten(0, 1), tokens.flatten()
         if y is None or y.shape != tokens.shape:
             found = "none" if y is None else f"y of shape {tuple(y.shape)}"
             raise ValueError(
                 f"targets=true needs one target, or PAD, for each token of {tuple(tokens.shape)}; there is {found}"
             )
         there = scored(y)
-        return self.head(h[there]), y[there].long()  # a head over 8,192 symbols is too dear for filler
+        return h[there], y[there].long()  # a head over 8,192 symbols is too dear for filler
 
     def loss(self, x: Tensor, y: Tensor | None = None) -> dict[str, Tensor]:
         """loss: nats per scored token; nats: per example."""
-        logits, tokens = self.told(x, y)
-        nats = F.cross_entropy(logits, tokens, ignore_index=PAD, reduction="sum")
+        h, tokens = self.told(x, y)
+        nats = self.head.nats(h, tokens).sum()
         return {"loss": nats / scored(tokens).sum().clamp(min=1), "nats": nats / len(x)}
 
     def log_prob(self, x: Tensor, y: Tensor | None = None, *, since: int = 0) -> Tensor:
@@ -158,12 +164,8 @@ class Autoregressive(nn.Module):
                 f"since={since} leaves none of {tokens.shape[1]} tokens to be counted from there; "
                 f"try 0 to {tokens.shape[1] - 1}"
             )
-        logits = self.head(self.backbone(self.inputs(tokens[:, :-1], y))[:, since:])
-        # half precision loses bits in sums of thousands of terms
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        told = tokens[:, since:]
-        nats = F.cross_entropy(logits.flatten(0, 1), told.flatten(), ignore_index=PAD, reduction="none")
-        return nats.view_as(told)
+        h = self.backbone(self.inputs(tokens[:, :-1], y))[:, since:]
+        return self.head.nats(h, tokens[:, since:])
 
     @torch.no_grad()
     def sample(
@@ -226,8 +228,8 @@ class Autoregressive(nn.Module):
 
     def statistics(self, x: Tensor, y: Tensor | None = None) -> dict[str, Tensor]:
         """How many tokens there are to tell, and how many of them were the most probable ones."""
-        logits, tokens = self.told(x, y)
-        right = logits.argmax(-1) == tokens  # never at PAD, which is no level
+        h, tokens = self.told(x, y)
+        right = self.head(h).argmax(-1) == tokens  # never at PAD, which is no level
         return {"right": right.sum(), "tokens": scored(tokens).sum()}
 
     def summarize(self, sums: dict[str, Tensor]) -> dict[str, float]:

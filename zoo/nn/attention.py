@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.nn.feedforward import scaled_init
+from zoo.nn.kernels.flex import check_flex, flex, takes_flex
 from zoo.nn.position import NoPosition, Position, Rotary
 
 SCORED = frozenset({"bias", "scores", "values"})  # where an encoding asks for the positions of keys
@@ -29,10 +30,14 @@ class Attention(nn.Module):
     dropout     probability that a weight is dropped while training
     qk_norm     RMS norm of each head's queries and keys, before they are rotated (Henry et al. 2020)
     cap         scores s become cap tanh(s / cap), so that none is larger (Gemma 2, Riviere et al. 2024); None
-                for no cap. The fused product has no such thing, so with it all T x T weights are kept
+                for no cap. Of the kernels only flex has it, sdpa keeps all T x T weights
     bias        whether the linear maps have biases
+    kernel      sdpa, PyTorch's fused product, or flex (zoo.nn.kernels.flex), which changes scores inside and
+                is for whole sequences; auto is flex on GPUs where it saves a T x T matrix: with a cap, or
+                a bias by distance that is not learned
 
-    Raises ValueError if dim is no multiple of heads, or heads none of kv_heads; if cap is not positive.
+    Raises ValueError if dim is no multiple of heads, or heads none of kv_heads; if cap is not positive;
+    for flex with dropout, or with an encoding that is more than a bias by distance.
     """
 
     honours: ClassVar[frozenset[str]] = frozenset({"embed", "rotate", "bias", "scores", "values"})
@@ -51,6 +56,7 @@ class Attention(nn.Module):
         qk_norm: bool = False,
         cap: float | None = None,
         bias: bool = True,
+        kernel: str = "auto",
     ) -> None:
         super().__init__()
         kv_heads = kv_heads or heads
@@ -66,8 +72,9 @@ class Attention(nn.Module):
         if cap is not None and not cap > 0:
             raise ValueError(f"cap={cap} bounds the scores, so it is positive, or null for none; try cap=50")
         self.heads, self.kv_heads, self.causal, self.dropout = heads, kv_heads, causal, dropout
-        self.cap = cap
+        self.cap, self.kernel = cap, kernel
         self.position = NoPosition(dim, heads) if position is None else position
+        check_flex(kernel, self.position, dropout)
         self.qkv = nn.Linear(dim, dim // heads * (heads + 2 * kv_heads), bias=bias)
         self.out = nn.Linear(dim, dim, bias=bias)
         self.q_norm = nn.RMSNorm(dim // heads) if qk_norm else nn.Identity()
@@ -78,7 +85,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         t = torch.arange(x.shape[1], device=x.device)
         q, k, v = self.project(x, t)
-        return self.merge(self.attend(q, k, v, t, t, causal=self.causal))
+        return self.merge(self.sequence(q, k, v, t))
 
     def prefill(self, x: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, "Cache"]:
         """forward, and what `step` needs.  x (B, T, D); lengths (B,) if only x[b, :lengths[b]] counts
@@ -91,7 +98,7 @@ class Attention(nn.Module):
             )
         t = torch.arange(x.shape[1], device=x.device)
         q, k, v = self.project(x, t)
-        return self.merge(self.attend(q, k, v, t, t, causal=True)), Cache(k, v, lengths)
+        return self.merge(self.sequence(q, k, v, t)), Cache(k, v, lengths)
 
     def step(self, x_t: Tensor, state: "Cache") -> tuple[Tensor, "Cache"]:
         """The output for one more token.  x_t (B, D) -> (B, D); the state is changed: it serves once"""
@@ -107,6 +114,17 @@ class Attention(nn.Module):
         q, k, v = self.qkv(x).unflatten(-1, (sum(heads), -1)).transpose(1, 2).split_with_sizes(heads, 1)
         q, k = self.position.rotate(self.q_norm(q), self.k_norm(k), t)
         return q, k, v
+
+    def sequence(self, q: Tensor, k: Tensor, v: Tensor, t: Tensor) -> Tensor:
+        """The heads' outputs of tokens 0 ... T - 1, (B, H, T, d)."""
+        if self.flexes(q):
+            return flex(q, k, v, self.position, causal=self.causal, cap=self.cap)
+        return self.attend(q, k, v, t, t, causal=self.causal)
+
+    def flexes(self, q: Tensor, window: int | None = None) -> bool:
+        """Whether FlexAttention computes a whole sequence, in a window if there is one."""
+        dropout = self.dropout if self.training else 0.0
+        return takes_flex(self.kernel, q, self.position, dropout=dropout, cap=self.cap, window=window)
 
     def attend(
         self,

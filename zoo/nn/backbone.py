@@ -130,7 +130,10 @@ class Backbone(nn.Module):
 
         Raises ValueError if a mixer cannot go on token by token.
         """
-        T = x.shape[1]
+        B, T, D = x.shape
+        if T == 0:  # what has no token yet goes on as one of which nothing counts
+            y, state = self.prefill(x.new_zeros(B, 1, D), torch.zeros(B, device=x.device).long(), after=after)
+            return y[:, :0], state
         t = torch.arange(T, device=x.device)
         past = recent(x, lengths, self.position.reach)
         states = []

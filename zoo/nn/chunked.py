@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 Piece = Callable[..., tuple[Tensor, Any]]
@@ -42,19 +43,18 @@ def chunked(
     g           None is no decay
     state       S before the first token; None is zeros
     chunk       tokens in a chunk
-    group       chunks that are computed at once. Longer inputs are cut into groups, and the backward pass
-                computes each anew, so that beside a state for each group it keeps inputs and outputs only
+    group       chunks that are computed at once, so that they stay in a cache. The backward pass keeps inputs,
+                outputs and states between chunks, and makes the rest anew
     """
     q, k, v, g, state = precise(q, k, v, g, state)
-    if g is None:
-        piece, inputs = undecayed, (q, k, v)
-    else:
-        # exp(-50) is as good as 0, and larger sums would cost the weights after it their last digits
-        piece, inputs = (by_head if g.ndim == 3 else by_row), (q, k, v, g.clamp(min=-50))
+    # exp(-50) is as good as 0, and larger sums would cost the weights after it their last digits
+    inputs = (q, k, v) if g is None else (q, k, v, g.clamp(min=-50))
     if state is None:
         state = v.new_zeros(*v.shape[:2], q.shape[-1], v.shape[-1])
     with torch.autocast(v.device.type, enabled=False):
-        return in_groups(piece, inputs, state, chunk, group)
+        if g is None or g.ndim == 3:
+            return in_groups(ByHead.apply, inputs, state, chunk, group)
+        return in_groups(by_row, inputs, state, chunk, group, anew=True)
 
 
 def loop(
@@ -82,18 +82,22 @@ def recur(q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, state: Tensor) -> t
 
 
 def in_groups(
-    piece: Piece, inputs: tuple[Tensor, ...], state: Any, chunk: int, group: int
+    piece: Piece, inputs: tuple[Tensor, ...], state: Any, chunk: int, group: int, *, anew: bool = False
 ) -> tuple[Tensor, Any]:
     """Run piece(state, *inputs) -> (outputs, state) over the chunks, `group` of them at a time.
 
     inputs (B, H, T, ...) are handed on as (B, H, n, C, ...). The last chunk is filled up with zeros, so an input
     must change nothing where it is zero. -> (B, H, T, ...) and the last state
+
+    anew    of more than one group keep the inputs only, and compute each again in the backward pass
     """
     T = inputs[0].shape[2]
     C = max(1, min(chunk, T))
     n = max(1, math.ceil(T / C))
-    cut = [F.pad(x, (0, 0) * (x.ndim - 3) + (0, n * C - T)).unflatten(2, (n, C)) for x in inputs]
-    if torch.is_grad_enabled() and n > group:
+    if n * C > T:
+        inputs = tuple(F.pad(x, (0, 0) * (x.ndim - 3) + (0, n * C - T)) for x in inputs)
+    cut = [x.unflatten(2, (n, C)) for x in inputs]
+    if anew and torch.is_grad_enabled() and n > group:
         piece = partial(checkpoint, piece, use_reentrant=False, preserve_rng_state=False)
     outputs = []
     for parts in zip(*(x.split(group, 2) for x in cut), strict=True):
@@ -102,24 +106,49 @@ def in_groups(
     return torch.cat(outputs, 2).flatten(2, 3)[:, :, :T], state
 
 
-def undecayed(state: Tensor, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """n chunks without decay.  q, k (B, H, n, C, d), v (B, H, n, C, e), state (B, H, d, e)"""
-    R = v.shape[1] // q.shape[1]
-    scores = repeated((q @ k.mT).tril(), R)
-    q, k = repeated(q, R), repeated(k, R)
-    before, state = states(state, k.mT @ v)
-    return scores @ v + q @ before, state
+class ByHead(torch.autograd.Function):
+    """n chunks where all of a state decays alike, or does not.  state (B, H, d, e); the others (B, H, n, C, ...)
 
+    Of the forward pass it keeps the state before each chunk; what is as large as C x C is made anew.
+    """
 
-def by_head(state: Tensor, q: Tensor, k: Tensor, v: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
-    """n chunks where all of a state decays alike.  g (B, H, n, C)"""
-    R = v.shape[1] // q.shape[1]
-    G = g.cumsum(-1)
-    scores = repeated(q @ k.mT, R) * decays(G)
-    q, k = repeated(q, R), repeated(k, R)
-    left = (G[..., -1:] - G).exp().unsqueeze(-1)
-    before, state = states(state, k.mT @ (left * v), G[..., -1:, None].exp())
-    return scores @ v + G.exp().unsqueeze(-1) * (q @ before), state
+    @staticmethod
+    def forward(
+        ctx: Any, state: Tensor, q: Tensor, k: Tensor, v: Tensor, g: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        R = v.shape[1] // q.shape[1]
+        G, after, left, rate = decayed(g)
+        weights = weighed(repeated(q @ k.mT, R), G)
+        before, last = states(state, repeated(k, R).mT @ times(left, v), rate)
+        ctx.save_for_backward(q, k, v, g, before)
+        return (weights @ v).add_(times(after, repeated(q, R) @ before)), last
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, do: Tensor, dlast: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, g, before = ctx.saved_tensors
+        R = v.shape[1] // q.shape[1]
+        G, after, left, rate = decayed(g)
+        # what the state before gave
+        faded = times(after, do)
+        dq = faded @ before.mT
+        dgain, dstate = states_back(dlast, repeated(q, R).mT @ faded, rate)
+        # what is in the state after
+        dk = times(left, v) @ dgain.mT
+        dv = times(left, repeated(k, R) @ dgain)
+        # inside a chunk
+        dscores = weighed(do @ v.mT, G)
+        scores = repeated(q @ k.mT, R)
+        dg = None
+        if g is not None and g.requires_grad:
+            dafter, dleft = (dq * repeated(q, R)).sum(-1), (dk * repeated(k, R)).sum(-1)
+            both = scores * dscores
+            dG = dafter - dleft + both.sum(-1) - both.sum(-2)
+            dG[..., -1] += dleft.sum(-1) + (rate * dgain * before).sum((-2, -1))
+            dg = dG.flip(-1).cumsum(-1).flip(-1)
+        dv += weighed(scores, G).mT @ do
+        dscores, dq, dk = (x if R == 1 else x.unflatten(1, (-1, R)).sum(2) for x in (dscores, dq, dk))
+        return dstate, dq.add_(dscores @ k), dk.add_(dscores.mT @ q), dv, dg
 
 
 def by_row(state: Tensor, q: Tensor, k: Tensor, v: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
@@ -132,15 +161,46 @@ def by_row(state: Tensor, q: Tensor, k: Tensor, v: Tensor, g: Tensor) -> tuple[T
     return scores_by_row(q, k, G) @ v + (q * G.exp()) @ before, state
 
 
-def states(state: Tensor, gain: Tensor, decay: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """The state before each of n chunks, and after all.  gain (B, H, n, d, e), decay (B, H, n, d or 1, 1)"""
+def states(state: Tensor, gain: Tensor, rate: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The state before each of n chunks, and after all.  gain (B, H, n, d, e), rate (B, H, n, d or 1, 1)"""
     # unbind: the backward pass of gain[:, :, i] would fill a whole gain with zeros, for each i
-    rates = [None] * gain.shape[2] if decay is None else decay.unbind(2)
+    rates = [None] * gain.shape[2] if rate is None else rate.unbind(2)
     before = []
     for new, rate in zip(gain.unbind(2), rates, strict=True):
         before.append(state)
         state = new + (state if rate is None else rate * state)
     return torch.stack(before, 2), state
+
+
+def states_back(slope: Tensor, dbefore: Tensor, rate: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The slopes of `states`, of each gain and of the first state: from that of the last and of those before."""
+    rates = [None] * dbefore.shape[2] if rate is None else rate.unbind(2)
+    gains = []
+    for own, rate in zip(reversed(dbefore.unbind(2)), reversed(rates), strict=True):
+        gains.append(slope)
+        slope = own + (slope if rate is None else rate * slope)
+    return torch.stack(gains[::-1], 2), slope
+
+
+def decayed(g: Tensor | None) -> tuple[Tensor | None, ...]:
+    """G; what is left of the state before at each token, and of each token and of that state at the end.
+
+    g (B, H, n, C) -> (B, H, n, C), 2 (B, H, n, C, 1), (B, H, n, 1, 1), or nothing of nothing
+    """
+    if g is None:
+        return None, None, None, None
+    G = g.cumsum(-1)
+    return G, G.exp().unsqueeze(-1), (G[..., -1:] - G).exp().unsqueeze(-1), G[..., -1:, None].exp()
+
+
+def times(decay: Tensor | None, x: Tensor) -> Tensor:
+    """decay x, where there is a decay."""
+    return x if decay is None else decay * x
+
+
+def weighed(scores: Tensor, G: Tensor | None) -> Tensor:
+    """Scores of what is not in the future, each with what is left of it: they are changed."""
+    return scores.tril_() if G is None else scores.mul_(decays(G))
 
 
 def decays(G: Tensor) -> Tensor:
@@ -150,7 +210,7 @@ def decays(G: Tensor) -> Tensor:
     """
     future = torch.ones(G.shape[-1], G.shape[-1], dtype=torch.bool, device=G.device).triu(1)
     # before exp: what would overflow there, times 0, is no number in the backward pass
-    return (G.unsqueeze(-1) - G.unsqueeze(-2)).masked_fill(future, -math.inf).exp()
+    return (G.unsqueeze(-1) - G.unsqueeze(-2)).masked_fill_(future, -math.inf).exp_()
 
 
 def scores_by_row(q: Tensor, k: Tensor, G: Tensor) -> Tensor:

@@ -4,16 +4,18 @@ B examples, T tokens, H heads; q and k (B, H, T, d), v (B, H, T, e); beta in [0,
 the log-decay, (B, H, T) both. C tokens make a chunk; G is g summed up inside it.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from zoo.nn.causal_conv import CausalConv
-from zoo.nn.chunked import decays, in_groups, kept, precise
+from zoo.nn.chunked import decayed, decays, in_groups, kept, precise
 from zoo.nn.feedforward import scaled_init
 from zoo.nn.hippo import log_uniform
+from zoo.nn.kernels import check_kernel, choose, library
 from zoo.nn.linear_attention import check_heads
 from zoo.nn.mamba import inverse_softplus
 
@@ -37,6 +39,7 @@ class GatedDelta(nn.Module):
     conv        width of the convolution
     decay       False leaves g out: DeltaNet, Yang et al. 2024 (Parallelizing Linear Transformers)
     negative    beta in [0, 2] instead, so that a state can change its sign (Grazzi et al. 2024)
+    kernel      auto, torch or library (flash-linear-attention): zoo.nn.kernels
 
     Raises ValueError if dim is no multiple of heads.
     """
@@ -50,10 +53,12 @@ class GatedDelta(nn.Module):
         conv: int = 4,
         decay: bool = True,
         negative: bool = False,
+        kernel: str = "auto",
     ) -> None:
         super().__init__()
+        check_kernel(kernel, "delta")
         check_heads(dim, heads)
-        self.heads, self.ratio, self.negative = heads, ratio, negative
+        self.heads, self.ratio, self.negative, self.kernel = heads, ratio, negative, kernel
         self.parts = ((2 + ratio) * dim, ratio * dim, heads, heads if decay else 0)  # q, k, v; gate; beta; g
         self.inner = nn.Linear(dim, sum(self.parts), bias=False)
         self.conv = CausalConv(self.parts[0], conv, bias=False)
@@ -73,7 +78,8 @@ class GatedDelta(nn.Module):
         qkv, gate, *rates = self.inner(x).split(self.parts, -1)
         q, k, v = (y.transpose(1, 2) for y in self.split(self.conv(qkv)))
         beta, g = (y.transpose(1, 2) for y in self.rates(*rates))
-        o, sums = delta(q, k, v, kept(beta, lengths), kept(g, lengths))
+        fused = choose(self.kernel, "delta", v, q.shape[-1]) == "library"
+        o, sums = (library.delta if fused else delta)(q, k, v, kept(beta, lengths), kept(g, lengths))
         return self.merge(o.transpose(1, 2), gate), State(self.conv.state(qkv, lengths), sums)
 
     def step(self, x_t: Tensor, state: State) -> tuple[Tensor, State]:
@@ -130,28 +136,74 @@ def delta(
     if state is None:
         state = v.new_zeros(*v.shape[:2], q.shape[-1], v.shape[-1])
     with torch.autocast(v.device.type, enabled=False):
-        return in_groups(delta_chunks, (q, k, v, beta, g.clamp(min=-50)), state, chunk, group)
+        return in_groups(DeltaChunks.apply, (q, k, v, beta, g.clamp(min=-50)), state, chunk, group)
 
 
-def delta_chunks(
-    state: Tensor, q: Tensor, k: Tensor, v: Tensor, beta: Tensor, g: Tensor
-) -> tuple[Tensor, Tensor]:
-    """n chunks of the delta rule.  q, k (B, H, n, C, d), v (B, H, n, C, e), beta, g (B, H, n, C)"""
-    beta, G = beta.unsqueeze(-1), g.cumsum(-1)
-    left, G_C = (G[..., -1:] - G).exp().unsqueeze(-1), G[..., -1, None, None].exp()
-    Gamma, G = decays(G), G.exp().unsqueeze(-1)
-    A = beta * (k @ k.mT) * Gamma  # its diagonal and what is above it are not read
-    both = torch.cat([beta * v, beta * G * k], -1)
-    both = torch.linalg.solve_triangular(A, both, upper=False, unitriangular=True)
-    U, W = both.split((v.shape[-1], k.shape[-1]), -1)
-    inner, last = G * q, (left * k).mT
-    replaced, before = [], []
-    for u, w, end, rate in zip(*(x.unbind(2) for x in (U, W, last, G_C)), strict=True):
-        before.append(state)
-        replaced.append(u - w @ state)
-        state = rate * state + end @ replaced[-1]
-    before, replaced = torch.stack(before, 2), torch.stack(replaced, 2)
-    return inner @ before + ((q @ k.mT) * Gamma) @ replaced, state
+class DeltaChunks(torch.autograd.Function):
+    """n chunks of the delta rule.  state (B, H, d, e); q, k (B, H, n, C, d), v (B, H, n, C, e), beta, g (B, H, n, C)
+
+    Of the forward pass it keeps U, W and the state before each chunk, and makes the rest anew.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, state: Tensor, q: Tensor, k: Tensor, v: Tensor, beta: Tensor, g: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        beta = beta.unsqueeze(-1)
+        G, after, left, rate = decayed(g)
+        Gamma = decays(G)
+        A = beta * (k @ k.mT) * Gamma  # its diagonal and what is above it are not read
+        both = torch.cat([beta * v, beta * after * k], -1)
+        UW = torch.linalg.solve_triangular(A, both, upper=False, unitriangular=True)
+        U, W = UW.split((v.shape[-1], k.shape[-1]), -1)
+        before, replaced = [], []
+        for u, w, end, r in zip(*(x.unbind(2) for x in (U, W, (left * k).mT, rate)), strict=True):
+            before.append(state)
+            replaced.append(u - w @ state)
+            state = r * state + end @ replaced[-1]
+        before, replaced = torch.stack(before, 2), torch.stack(replaced, 2)
+        ctx.save_for_backward(q, k, v, beta, g, UW, before)
+        return after * (q @ before) + ((q @ k.mT) * Gamma) @ replaced, state
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, do: Tensor, dlast: Tensor) -> tuple[Tensor, ...]:
+        q, k, v, beta, g, UW, before = ctx.saved_tensors
+        G, after, left, rate = decayed(g)
+        Gamma, (U, W) = decays(G), UW.split((v.shape[-1], k.shape[-1]), -1)
+        A, P = beta * (k @ k.mT) * Gamma, (q @ k.mT) * Gamma
+        replaced = U - W @ before
+        # the outputs
+        dP, faded = do @ replaced.mT, after * do
+        dq, dbefore, dreplaced = faded @ before.mT, q.mT @ faded, P.mT @ do
+        dG = (dq * q).sum(-1)
+        # the states, from the last to the first
+        dgain, dv_new, slope = [], [], dlast
+        parts = (x.unbind(2) for x in (dreplaced, dbefore, left * k, W, rate))
+        for own, outer, end, w, r in reversed(list(zip(*parts, strict=True))):
+            dgain.append(slope)
+            dv_new.append(own + end @ slope)
+            slope = outer + r * slope - w.mT @ dv_new[-1]
+        dgain, dU = torch.stack(dgain[::-1], 2), torch.stack(dv_new[::-1], 2)
+        dk = left * (replaced @ dgain.mT)
+        dleft = (dk * k).sum(-1)
+        dG -= dleft
+        dG[..., -1] += dleft.sum(-1) + (rate * dgain * before).sum((-2, -1))
+        # the triangular system
+        dUW = torch.cat([dU, -dU @ before.mT], -1)
+        dboth = torch.linalg.solve_triangular(A.mT, dUW, upper=True, unitriangular=True)
+        dA = -(dboth @ UW.mT).tril_(-1)
+        dv, dW = dboth.split((v.shape[-1], k.shape[-1]), -1)
+        of_k = (dW * after * k).sum(-1, keepdim=True)
+        dA_A, dP_P = dA * (k @ k.mT) * Gamma, dP * P
+        dbeta = (dv * v).sum(-1) + of_k.squeeze(-1) + dA_A.sum(-1)
+        both = beta * dA_A + dP_P
+        dG += (beta * of_k).squeeze(-1) + both.sum(-1) - both.sum(-2)
+        # the products of keys and queries
+        dkk, dqk = beta * dA * Gamma, dP * Gamma
+        dq += dqk @ k
+        dk += beta * after * dW + dkk @ k + dkk.mT @ k + dqk.mT @ q
+        return slope, dq, dk, beta * dv, dbeta, dG.flip(-1).cumsum(-1).flip(-1)
 
 
 def delta_loop(

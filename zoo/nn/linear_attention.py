@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from zoo.nn.attention import nearest_divisor
 from zoo.nn.chunked import chunked, end, kept, precise, recur
 from zoo.nn.feedforward import scaled_init
+from zoo.nn.kernels import check_kernel, choose, library
 from zoo.nn.position import NoPosition, Position, Rotary
 
 
@@ -34,6 +35,7 @@ class LinearAttention(nn.Module):
     position    rotary encodings turn phi(q) and phi(k), in the numerator only (Su et al. 2021, eq. 19), so
                 that the denominator stays positive. ALiBi is a decay exp(-slope) of both sums with each token
     bias        whether the linear maps have biases
+    kernel      auto, torch or library (flash-linear-attention): zoo.nn.kernels
 
     Raises ValueError if dim is no multiple of heads, for ALiBi without causal=True, and for a rotation of
     features that are more than d: they are no pairs.
@@ -53,10 +55,12 @@ class LinearAttention(nn.Module):
         causal: bool = True,
         position: Position | None = None,
         bias: bool = True,
+        kernel: str = "auto",
     ) -> None:
         super().__init__()
+        check_kernel(kernel, "linear")
         check_heads(dim, heads)
-        self.heads, self.causal = heads, causal
+        self.heads, self.causal, self.kernel = heads, causal, kernel
         self.phi = elu1 if phi is None else phi
         self.position = NoPosition(dim, heads) if position is None else position
         check_decay(self.position, causal)
@@ -87,13 +91,15 @@ class LinearAttention(nn.Module):
         check_causal(self)
         q, k, v = self.project(x)
         k = kept(k, lengths)  # phi(0) is not 0
+        fused = choose(self.kernel, "linear", v, q.shape[-1]) == "library"
+        run = library.linear if fused else chunked
         if "rotate" in self.position.places:
             turned_q, turned_k = self.position.rotate(q, k, torch.arange(x.shape[1], device=x.device))
-            sums, products = chunked(turned_q, turned_k, v)
+            sums, products = run(turned_q, turned_k, v)
             weight, keys = (q * k.cumsum(2)).sum(-1, keepdim=True), k.sum(2).unsqueeze(-1)
         else:
             g = decay(self.position, v.shape[:3], x)
-            sums, weight, products, keys = weighted(q, k, v, None if g is None else kept(g, lengths))
+            sums, weight, products, keys = weighted(run, q, k, v, None if g is None else kept(g, lengths))
         return self.merge(ratio(sums, weight), x), State(products, keys, end(x, lengths))
 
     def step(self, x_t: Tensor, state: State) -> tuple[Tensor, State]:
@@ -189,9 +195,11 @@ def taylor(x: Tensor) -> Tensor:
     return torch.cat([torch.ones_like(x[..., :1]), x, squares], -1)
 
 
-def weighted(q: Tensor, k: Tensor, v: Tensor, g: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def weighted(
+    run: Callable[..., tuple[Tensor, Tensor]], q: Tensor, k: Tensor, v: Tensor, g: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Numerators, denominators, and the states of both: a value that is always 1 counts what is summed."""
-    o, state = chunked(q, k, F.pad(v, (0, 1), value=1.0), g)
+    o, state = run(q, k, F.pad(v, (0, 1), value=1.0), g)
     return o[..., :-1], o[..., -1:], state[..., :-1], state[..., -1:]
 
 

@@ -14,6 +14,7 @@ from torch.autograd.function import once_differentiable
 
 from zoo.nn.feedforward import scaled_init
 from zoo.nn.hippo import log_uniform
+from zoo.nn.kernels import check_kernel, choose, library
 from zoo.nn.scan import chunks, scan_, scan_back_, tokens_at_once
 
 
@@ -36,6 +37,7 @@ class Mamba(nn.Module):
     rank        of the map to Delta; None is D / 16, rounded up
     dt_min, dt_max      Delta starts between them, evenly in its logarithm
     chunk       tokens that the scan works on at once; None is what fits a cache
+    kernel      auto, torch, triton or library (mamba-ssm): zoo.nn.kernels
 
     A = -exp(A_log) starts at -1 ... -N. The paper decays neither A_log nor D.
     """
@@ -54,10 +56,12 @@ class Mamba(nn.Module):
         dt_min: float = 1e-3,
         dt_max: float = 0.1,
         chunk: int | None = None,
+        kernel: str = "auto",
     ) -> None:
         super().__init__()
+        check_kernel(kernel, "selective_scan")
         E, rank = expand * dim, rank or math.ceil(dim / 16)
-        self.sizes, self.chunk = (rank, state, state), chunk
+        self.sizes, self.chunk, self.kernel = (rank, state, state), chunk, kernel
         self.inner = nn.Linear(dim, 2 * E, bias=False)
         self.conv = nn.Conv1d(E, E, conv, groups=E)
         self.select = nn.Linear(E, sum(self.sizes), bias=False)
@@ -87,7 +91,7 @@ class Mamba(nn.Module):
         dt, A, B, C = self.parameters_of(x)
         if lengths is not None:  # a step of no time leaves the state as it is
             dt = dt * (torch.arange(T, device=x.device) < lengths[:, None]).unsqueeze(-1)
-        y, h = selective_scan(x, dt, A, B, C, chunk=self.chunk)
+        y, h = selective_scan(x, dt, A, B, C, chunk=self.chunk, kernel=self.kernel)
         return self.gate(y, x, z), State(recent, h)
 
     def step(self, x_t: Tensor, state: State) -> tuple[Tensor, State]:
@@ -111,14 +115,28 @@ class Mamba(nn.Module):
 
 
 def selective_scan(
-    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, *, chunk: int | None = None
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    *,
+    chunk: int | None = None,
+    kernel: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     """y_t = C_t h_t with h_t = exp(dt_t A) h_{t-1} + dt_t x_t B_t, and the last h.
 
     x, dt (B, T, E); A (N, E); B, C (B, T, N) -> (B, T, E), (B, N, E). Gu & Dao 2023, algorithm 2. States of a
     chunk of tokens at a time are made, used and forgotten, and made again in the backward pass: (B, T, N, E)
-    never exists. The last h has no gradient.
+    never exists. The last h has no gradient. kernel as in zoo.nn.kernels; `chunk` is torch's.
     """
+    kernel = choose(kernel, "selective_scan", dt, len(A))
+    if kernel == "library":
+        return library.selective_scan(x, dt, A, B, C)
+    if kernel == "triton":
+        from zoo.nn.kernels.scan import selective_scan as fused
+
+        return fused(x.to(dt.dtype), dt, A, B, C)
     chunk = chunk or tokens_at_once(len(x) * A.numel(), x.device)
     return SelectiveScan.apply(x.to(dt.dtype), dt, A.contiguous(), B, C, chunk)
 

@@ -15,6 +15,7 @@ from zoo.nn.causal_conv import CausalConv
 from zoo.nn.chunked import chunked, kept, precise, recur
 from zoo.nn.feedforward import scaled_init
 from zoo.nn.hippo import log_uniform
+from zoo.nn.kernels import check_kernel, choose, library
 from zoo.nn.mamba import inverse_softplus
 
 
@@ -39,6 +40,7 @@ class Mamba2(nn.Module):
     expand      E / D
     groups      of heads that share k and q
     conv        width of the convolution
+    kernel      auto, torch or library (mamba-ssm): zoo.nn.kernels
 
     Raises ValueError if heads of P do not fill E, or groups do not divide the heads.
     """
@@ -54,8 +56,10 @@ class Mamba2(nn.Module):
         expand: int = 2,
         groups: int = 1,
         conv: int = 4,
+        kernel: str = "auto",
     ) -> None:
         super().__init__()
+        check_kernel(kernel, "state_space")
         E = expand * dim
         if E % head:
             raise ValueError(
@@ -67,7 +71,7 @@ class Mamba2(nn.Module):
             raise ValueError(
                 f"{H} heads cannot be split over groups={groups}; try groups={nearest_divisor(H, groups)}"
             )
-        self.heads, self.groups = H, groups
+        self.heads, self.groups, self.kernel = H, groups, kernel
         self.parts = (E, E + 2 * groups * state, H)  # z; x, k, q; dt
         self.inner = nn.Linear(dim, sum(self.parts), bias=False)
         self.conv = CausalConv(self.parts[1], conv)
@@ -86,11 +90,15 @@ class Mamba2(nn.Module):
         """forward, and the state after it.  x (B, T, D); lengths (B,) if only x[b, :lengths[b]] counts"""
         z, xkq, dt = self.inner(x).split(self.parts, -1)
         x, k, q = self.split(self.conv(xkq))  # (B, T, heads, ...)
-        dt = self.step_size(dt)  # (B, T, H)
-        g = kept((-dt * self.A_log.exp()).transpose(1, 2), lengths)
-        v = (x * dt.unsqueeze(-1)).transpose(1, 2)
-        o, sums = chunked(q.transpose(1, 2), kept(k.transpose(1, 2), lengths), v, g)
-        return self.merge(o.transpose(1, 2), x, z), State(self.conv.state(xkq, lengths), sums)
+        dt = kept(self.step_size(dt).mT, lengths)  # (B, H, T); a step of no time leaves the state as it is
+        A = -self.A_log.exp()
+        if choose(self.kernel, "state_space", x, k.shape[-1]) == "library":
+            o, sums = library.state_space(x, dt.mT, A, k, q)
+        else:
+            q, k, v = (y.transpose(1, 2) for y in (q, k, x))
+            o, sums = chunked(q, k, v * dt.unsqueeze(-1), A.unsqueeze(-1) * dt)
+            o = o.transpose(1, 2)
+        return self.merge(o, x, z), State(self.conv.state(xkq, lengths), sums)
 
     def step(self, x_t: Tensor, state: State) -> tuple[Tensor, State]:
         """The output for one more token.  x_t (B, D) -> (B, D)"""

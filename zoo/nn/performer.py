@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.nn.chunked import by_head, end, in_groups, kept, precise, recur
+from zoo.nn.chunked import ByHead, end, in_groups, kept, precise, recur
 from zoo.nn.feedforward import scaled_init
 from zoo.nn.linear_attention import check_causal, check_decay, check_heads, decay
 from zoo.nn.position import NoPosition, Position, Rotary
@@ -122,11 +122,12 @@ def pieces(
     state (B, H, m, d + 1) and c (B, H); q, k, v (B, H, n, C, d); g (B, H, n, C); there is 0 at what is no token
     """
     sums, c = state
-    q, k = queries(q, w), log_features(k, w)
-    largest = k.detach().amax(-1).masked_fill(there == 0, NOTHING)
+    k, half = exponents(k, w)
+    largest = (k.amax(-1) - half).detach().masked_fill(there == 0, NOTHING)
     c, g = (x.unflatten(2, g.shape[2:]) for x in stabiliser(largest.flatten(2), g.flatten(2), c))
-    k = (k - c.masked_fill(there == 0, math.inf).unsqueeze(-1)).exp()
-    o, sums = by_head(sums, q, k, F.pad(v, (0, 1), value=1.0), g)
+    k = (k - (half + c.masked_fill(there == 0, math.inf)).unsqueeze(-1)).exp_()
+    q = queries(q, w)
+    o, sums = ByHead.apply(sums, q, k, F.pad(v, (0, 1), value=1.0), g)
     return ratio(o), (sums, c[:, :, -1, -1])
 
 
@@ -144,15 +145,23 @@ def stabiliser(largest: Tensor, g: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
 
 def queries(q: Tensor, w: Tensor) -> Tensor:
     """Features of queries, the largest of each 1: the factor cancels.  (..., d), (m, d) -> (..., m)"""
-    q = log_features(q, w)
-    return (q - q.detach().amax(-1, keepdim=True)).exp()
+    q, _ = exponents(q, w)
+    return (q - q.detach().amax(-1, keepdim=True)).exp_()
 
 
 def log_features(x: Tensor, w: Tensor) -> Tensor:
     """w_r'x - |x|^2 / 2, x divided by d^(1/4).  (..., d), (m, d) -> (..., m)"""
-    x = x / x.shape[-1] ** 0.25
+    x, half = exponents(x, w)
+    return x - half.unsqueeze(-1)
+
+
+def exponents(x: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+    """w_r'x and |x|^2 / 2, x divided by d^(1/4).  (..., d), (m, d) -> (..., m), (...)"""
+    scale = x.shape[-1] ** -0.25
     with torch.autocast(x.device.type, enabled=False):
-        return x @ w.to(x).mT - x.square().sum(-1, keepdim=True) / 2
+        # flat: one large product of matrices, not many small ones
+        inner = F.linear(x.flatten(0, -2), scale * w.to(x)).unflatten(0, x.shape[:-1])
+    return inner, x.square().sum(-1) * (0.5 * scale**2)
 
 
 def ratio(o: Tensor) -> Tensor:

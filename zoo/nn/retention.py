@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.nn.chunked import chunked, end, kept, precise, recur
+from zoo.nn.kernels import check_kernel, choose, library
 from zoo.nn.linear_attention import check_heads
 from zoo.nn.position import turned, unit
 
@@ -31,19 +32,21 @@ class Retention(nn.Module):
     rows and states, which the norm takes out again.
 
     ratio       width of values and gate for that of queries and keys
+    kernel      auto, torch or library (flash-linear-attention): zoo.nn.kernels
 
     Raises ValueError if dim is no multiple of heads, or a head's width odd.
     """
 
-    def __init__(self, dim: int, heads: int = 8, *, ratio: int = 2) -> None:
+    def __init__(self, dim: int, heads: int = 8, *, ratio: int = 2, kernel: str = "auto") -> None:
         super().__init__()
+        check_kernel(kernel, "linear")
         check_heads(dim, heads)
         if dim // heads % 2:
             raise ValueError(
                 f"a head of dim={dim}, heads={heads} is {dim // heads} wide, "
                 f"and Retention turns pairs of features; try dim={heads * (dim // heads + 1)}"
             )
-        self.heads = heads
+        self.heads, self.kernel = heads, kernel
         self.sizes = (dim, dim, ratio * dim, ratio * dim)
         self.inner = nn.Linear(dim, sum(self.sizes), bias=False)
         self.norm = nn.GroupNorm(heads, ratio * dim, eps=1e-6)
@@ -59,7 +62,8 @@ class Retention(nn.Module):
         """forward, and the state after it.  x (B, T, D); lengths (B,) if only x[b, :lengths[b]] counts"""
         q, k, v, gate = self.project(x, torch.arange(x.shape[1], device=x.device))
         g = self.log_gamma(q)[:, None].expand(q.shape[:3])
-        o, sums = chunked(q, kept(k, lengths), v, kept(g, lengths))
+        fused = choose(self.kernel, "linear", v, q.shape[-1]) == "library"
+        o, sums = (library.linear if fused else chunked)(q, kept(k, lengths), v, kept(g, lengths))
         return self.merge(o, gate), State(sums, end(x, lengths))
 
     def step(self, x_t: Tensor, state: State) -> tuple[Tensor, State]:

@@ -102,8 +102,10 @@ def run(cell: nn.RNNBase, x: Tensor, lengths: Tensor | None) -> tuple[Tensor, An
     """h of all tokens, (B, T, H), and the state after each example's last."""
     if lengths is None:
         return cell(x)
-    packed = pack_padded_sequence(x, lengths.cpu(), batch_first=True, enforce_sorted=False)
+    packed = pack_padded_sequence(x, lengths.clamp(min=1).cpu(), batch_first=True, enforce_sorted=False)
     h, state = cell(packed)
+    begun = (lengths > 0).view(1, -1, 1)  # an empty example leaves the state at 0
+    state = state * begun if isinstance(state, Tensor) else tuple(part * begun for part in state)
     return pad_packed_sequence(h, batch_first=True, total_length=x.shape[1])[0], state
 
 

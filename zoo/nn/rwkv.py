@@ -58,8 +58,9 @@ class RWKV(nn.Module):
     def prefill(self, x: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, State]:
         """forward, and the state after it.  x (B, T, D); lengths (B,) if only x[b, :lengths[b]] counts"""
         r, k, v = self.project(x, shifted(x))
-        y, *sums = wkv(self.time_decay.exp(), self.time_first, k, v)
-        return self.out(r * y.type_as(x)), State(final(x, lengths), *(final(s, lengths) for s in sums))
+        y, *sums, p = wkv(self.time_decay.exp(), self.time_first, k, v)
+        last = [final(part, lengths) for part in (x, *sums)]
+        return self.out(r * y.type_as(x)), State(*last, final(p, lengths, start=NEVER))
 
     def step(self, x_t: Tensor, state: State) -> tuple[Tensor, State]:
         """The output for one more token.  x_t (B, D) -> (B, D)"""

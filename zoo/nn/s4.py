@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from zoo.nn.feedforward import scaled_init
 from zoo.nn.hippo import legs_dplr, log_uniform
-from zoo.nn.s4d import convolve
+from zoo.nn.s4d import convolve, newest_first
 from zoo.nn.scan import chunks, tokens_at_once
 
 
@@ -67,10 +67,7 @@ class S4(nn.Module):
     def prefill(self, x: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, State]:
         """forward, and the state after it.  x (B, T, D); lengths (B,) if only x[b, :lengths[b]] counts"""
         parts = self.parts()
-        h = parts.C.new_zeros(len(x), *parts.C.shape)
-        for t in range(x.shape[1]):
-            after = parts.update(h, x[:, t])
-            h = after if lengths is None else torch.where((t < lengths)[:, None, None], after, h)
+        h = parts.after(newest_first(x, lengths))
         return self.forward(x), State(h, parts.untruncated(self.length))
 
     def step(self, x_t: Tensor, state: State) -> tuple[Tensor, State]:
@@ -121,6 +118,25 @@ class DPLR(NamedTuple):
         E = 1 / (1 - dt / 2 * A)
         h = E * h
         return h - E * P * paired(P, h) / (2 / dt + paired(P, E * P))
+
+    def after(self, past: Tensor) -> Tensor:
+        """The state that tokens leave, the newest first.  (B, T, D) -> (B, D, N/2)
+
+        A token of age t = i m + j, j < m, leaves a^(i m) a^j b x: sums over j, then h = a^m h + sum_i from the
+        oldest i on, about 2 sqrt(T) steps where `update` takes T.
+        """
+        m = math.isqrt(max(past.shape[1] - 1, 0)) + 1
+        h, left = torch.zeros_like(self.C)[None], []
+        for j in range(m):
+            h = self.update(h, torch.full_like(self.dt[:, 0], float(j == 0))[None])
+            left.append(h[0])
+        past = F.pad(past.mT, (0, m * m - past.shape[1])).unflatten(-1, (m, m))  # (B, D, i, j)
+        sums = torch.einsum("bdij,dnj->ibdn", past.to(h.dtype), torch.stack(left, -1))
+        power = torch.linalg.matrix_power(self.factor(), m)[:, : h.shape[-1]].to(h.dtype)  # (D, N/2, N)
+        h = torch.zeros_like(sums[0])
+        for i in reversed(range(m)):
+            h = torch.einsum("dnk,bdk->bdn", power, torch.cat([h, h.conj()], -1)) + sums[i]
+        return h
 
     def spectrum(self, length: int) -> Tensor:
         """The Fourier transform of the first taps, (D, length/2 + 1), if C is that of a kernel cut at length.

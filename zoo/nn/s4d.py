@@ -113,7 +113,7 @@ def convolve(x: Tensor, K: Tensor) -> Tensor:
 
     By Fourier transforms of twice the length, so that the end does not reach around to the start.
     """
-    n = 2 * x.shape[1]
+    n = max(2 * x.shape[1], 1)
     spectrum = torch.fft.rfft(x.to(K.dtype), n, dim=1) * torch.fft.rfft(K.T, n, dim=0)
     return torch.fft.irfft(spectrum, n, dim=1)[:, : x.shape[1]]
 

@@ -113,6 +113,13 @@ def tokens_at_once(numbers: int, device: torch.device) -> int:
     return max(16, room // max(1, numbers))
 
 
-def final(h: Tensor, lengths: Tensor | None) -> Tensor:
-    """The states of each example's last token.  h (B, T, ...), lengths (B,) or None for T -> (B, ...)"""
-    return h[:, -1] if lengths is None else h[torch.arange(len(h), device=h.device), lengths - 1]
+def final(h: Tensor, lengths: Tensor | None, start: float = 0.0) -> Tensor:
+    """The states of each example's last token, `start` before its first.
+
+    h (B, T, ...), lengths (B,) or None for T -> (B, ...)
+    """
+    if lengths is None:
+        return h[:, -1]
+    last = h[torch.arange(len(h), device=h.device), (lengths - 1).clamp(min=0)]
+    begun = (lengths > 0).view(-1, *[1] * (last.ndim - 1))
+    return torch.where(begun, last, torch.full_like(last, start))

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.nn.attention import Attention
+from zoo.nn.kernels.flex import flex
 from zoo.nn.position import Position, Rotary
 
 
@@ -30,7 +31,7 @@ class SlidingWindow(nn.Module):
     2023 (Mistral); Beltagy et al. 2020 (Longformer) see window / 2 on each side.
 
     window      tokens that a token sees, itself among them
-    all others  as zoo.nn.Attention has them
+    all others  as zoo.nn.Attention has them; kernel=auto is flex on GPUs
 
     Raises ValueError if the window is below 1.
     """
@@ -52,6 +53,7 @@ class SlidingWindow(nn.Module):
         qk_norm: bool = False,
         cap: float | None = None,
         bias: bool = True,
+        kernel: str = "auto",
     ) -> None:
         super().__init__()
         if window < 1:
@@ -67,6 +69,7 @@ class SlidingWindow(nn.Module):
             qk_norm=qk_norm,
             cap=cap,
             bias=bias,
+            kernel=kernel,
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -114,7 +117,10 @@ class SlidingWindow(nn.Module):
         return k[rows, :, t].transpose(1, 2), v[rows, :, t].transpose(1, 2)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Each block of queries with the keys around it.  (B, H, T, d) -> (B, H, T, d)"""
+        """Each block of queries with the keys around it, or FlexAttention.  (B, H, T, d) -> (B, H, T, d)"""
+        if self.attention.flexes(q, self.window):
+            options = {"causal": self.causal, "cap": self.attention.cap, "window": self.window}
+            return flex(q, k, v, self.attention.position, **options)
         B, _, T, _ = q.shape
         w = max(min(self.window, T), 1)
         n = -(-T // w)

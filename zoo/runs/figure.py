@@ -123,14 +123,18 @@ def _extrapolation(
 
 
 def _recall(rows: Sequence[Row], keys: Sequence[str], splits: Sequence[str], over: Sequence[str]) -> Figure:
-    """Accuracy against what a model can remember: the state's bytes of one example."""
+    """Accuracy against what a model can remember, the state's bytes of one example: a point for each size of a row."""
     lines, used = [], []
     for row in rows:
-        sizes = [n for run in row.runs if (n := _number(run, "state_bytes_at_1x", splits))]
-        numbers = [n for run in row.runs if (n := _number(run, "accuracy", splits))]
-        if sizes and (point := _point(row, statistics.fmean(n["value"] for _, n in sizes), numbers)):
-            lines.append(Line(_name(row, keys), [point]))
-            used += numbers
+        at: dict[float, list[tuple[Result, dict[str, Any]]]] = {}
+        for run in row.runs:
+            size, found = _number(run, "state_bytes_at_1x", splits), _number(run, "accuracy", splits)
+            if size and found:
+                at.setdefault(size[1]["value"], []).append(found)
+        points = [point for x in sorted(at) if (point := _point(row, x, at[x]))]
+        if points:
+            lines.append(Line(_name(row, keys), points))
+            used += [found for numbers in at.values() for found in numbers]
     if not lines:
         raise ValueError(
             "no run has both an accuracy and a state size; evaluate.py run=<one> speed=true measures the latter"
@@ -142,7 +146,7 @@ def _recall(rows: Sequence[Row], keys: Sequence[str], splits: Sequence[str], ove
         _distinct(lines),
         "bytes",
         _source(rows, used, over),
-        connected=False,
+        connected=any(len(line.points) > 1 for line in lines),
     )
 
 

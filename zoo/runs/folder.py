@@ -92,16 +92,16 @@ class Run:
 
 def find(root: Path | str, identity: str) -> Run | None:
     """The run of an identity anywhere below a folder, however its own folder is called."""
-    for path in sorted(Path(root).expanduser().glob("**/identity.json")):
-        if json.loads(path.read_text())["identity"] == identity:
-            return Run(path.parent)
-    return None
+    return next((run for run in runs(root) if run.identity == identity), None)
 
 
 def runs(root: Path | str) -> Iterator[Run]:
-    """Every run below a folder."""
+    """Every run below a folder; what lies inside of one, a first stage, is none."""
+    found: set[Path] = set()
     for path in sorted(Path(root).expanduser().glob("**/identity.json")):
-        yield Run(path.parent)
+        if not found.intersection(path.parent.parents):
+            found.add(path.parent)
+            yield Run(path.parent)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

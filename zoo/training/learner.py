@@ -87,7 +87,7 @@ class Learner(LightningModule):
     def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         trainer = self.trainer
         chance.at("train", self.seed, trainer.current_epoch, batch_idx, trainer.global_rank)
-        if self.scheduled:
+        if self.scheduled:  # the first step, after a resume too
             self.model.at(trainer.global_step)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
@@ -102,8 +102,10 @@ class Learner(LightningModule):
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None
     ) -> None:
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
-        # here, not at the end of the batch: callbacks save there, and a saved step must have been logged
+        # here, not at the end of the batch: callbacks save there, and a saved step must be whole and logged
         done = self.trainer.global_step + 1
+        if self.scheduled:
+            self.model.at(done)
         if done % self.log_every == 0 or done == self.trainer.max_steps:
             self._log_train(done, optimizer)
 

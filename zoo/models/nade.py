@@ -1,0 +1,121 @@
+"""The neural autoregressive distribution estimator: Larochelle and Murray 2011.
+
+x_t is the t-th of the T elements of an image in the order in which they are read, as a number in [0, 1]; H is the
+number of hidden units.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from zoo.models.pixels import ORDER, begun, drawn, per_element, scaled, size_of, terms
+from zoo.models.tokens import arranged, sequence
+from zoo.nn.likelihood import Likelihood
+from zoo.types import Kind
+
+
+class NADE(nn.Module):
+    """Each element by a hidden layer of its own, all of which share their weights.
+
+    a_1 = c,  a_{t+1} = a_t + W_t x_t,  h_t = sigmoid(a_t),  p(x_t = 1 | x_<t) = sigmoid(b_t + V_t h_t): O(T H) for
+    all of x, where each a_t is a running sum. Eqs. 9 to 12. With more than two levels, V_t h_t + b_t are the
+    parameters of another likelihood of one element.
+
+    hidden        H
+    random_order  read in a fixed random order, as in the paper, not by row, column and channel
+    seed          of that order
+    likelihood    likelihood(levels) makes p(x_t | x_<t); None: Bernoulli at 2 levels, else a softmax over all
+
+    Unfit if the data are not images of integers.
+    """
+
+    kind: ClassVar[Kind] = "exact"
+    together: ClassVar[int] = 1
+    order: Tensor
+
+    def __init__(
+        self,
+        *,
+        shape: Sequence[int],
+        levels: int | None,
+        hidden: int = 500,
+        random_order: bool = True,
+        seed: int = 0,
+        likelihood: Callable[[int], Likelihood] | None = None,
+    ) -> None:
+        super().__init__()
+        self.shape = C, H, W = size_of(self, shape, levels)
+        self.levels = levels
+        self.protocol = {"order": f"random, seed {seed}" if random_order else ORDER}
+        self.likelihood = per_element(levels, likelihood)
+        T = C * H * W
+        order = torch.randperm(T, generator=torch.Generator().manual_seed(seed))
+        self.register_buffer("order", order if random_order else torch.arange(T))
+        self.hidden = Hidden(T, hidden, self.likelihood.features((1, 1, 1)))
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """What gradient checkpointing may recompute."""
+        return [self.hidden]
+
+    def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        """What is said of each element: (B, C, H, W) -> (B, F, T, 1)."""
+        return self.hidden(scaled(sequence(x)[:, self.order], self.levels, self.hidden.W.dtype)).unsqueeze(-1)
+
+    def loss(self, x: Tensor, y: Tensor | None = None) -> dict[str, Tensor]:
+        """loss: nats per element; nats: per example; y is not used."""
+        return terms(self.log_prob(x), x[0].numel())
+
+    def log_prob(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        """log p(x) in nats, (B,); y is not used."""
+        return self.likelihood.log_prob(self(x), sequence(x)[:, None, self.order, None])
+
+    @torch.no_grad()
+    def sample(
+        self, n: int, y: Tensor | None = None, *, temperature: float = 1.0, prompt: Tensor | None = None
+    ) -> Tensor:
+        """n images, (n, C, H, W), element by element; zoo.models.pixels.recomputed is the slow way.
+
+        temperature   divides logits; 0 takes the most probable level
+        prompt        (n, P) first elements in the model's order, which are kept
+
+        ValueError for a temperature below 0 and a prompt that does not fit. y is not used.
+        """
+        tokens, P = begun(self, n, prompt, temperature)
+        a = self.hidden.c.expand(n, -1)
+        for t in range(tokens.shape[1]):
+            if t >= P:
+                here = self.hidden.told(a, t)[:, :, None, None]
+                tokens[:, t] = drawn(self.likelihood, here, temperature).flatten()
+            a = a + scaled(tokens[:, t : t + 1], self.levels, a.dtype) * self.hidden.W[t]
+        return self.image(tokens)
+
+    def image(self, tokens: Tensor) -> Tensor:
+        """Elements in order as data: (n, T) -> (n, C, H, W)."""
+        return arranged(torch.empty_like(tokens).index_copy_(1, self.order, tokens), self.shape, self.levels)
+
+
+class Hidden(nn.Module):
+    """The hidden layers and what they say, for all elements at once.  (B, T) -> (B, F, T)
+
+    It holds T H numbers for each example: a batch of 100 binarized digits with 500 units is 157 MB.
+    """
+
+    def __init__(self, length: int, hidden: int, features: int) -> None:
+        super().__init__()
+        near, far = length**-0.5, hidden**-0.5
+        self.W = nn.Parameter(torch.empty(length, hidden).uniform_(-near, near))
+        self.c = nn.Parameter(torch.zeros(hidden))
+        self.V = nn.Parameter(torch.empty(features, length, hidden).uniform_(-far, far))
+        self.b = nn.Parameter(torch.zeros(features, length))
+
+    def forward(self, x: Tensor) -> Tensor:
+        added = x.T[:-1, :, None] * self.W[:-1, None]  # (T - 1, B, H)
+        h = torch.cat([self.c.expand(1, len(x), -1), added]).cumsum(0).sigmoid()
+        return torch.bmm(h, self.V.permute(1, 2, 0)).permute(1, 2, 0) + self.b
+
+    def told(self, a: Tensor, t: int) -> Tensor:
+        """The same of the t-th element alone, from its a_t (B, H): (B, F)."""
+        return a.sigmoid() @ self.V[:, t].T + self.b[:, t]

@@ -1,0 +1,25 @@
+"""Sums and choices that several processes of one training agree on; in a single process nothing is done."""
+
+import torch.distributed as dist
+from torch import Tensor
+
+
+def together() -> bool:
+    """Whether this process trains with others."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def summed(x: Tensor) -> Tensor:
+    """The sum of x over all ranks, on each of them."""
+    if together():
+        x = x.clone()
+        dist.all_reduce(x)
+    return x
+
+
+def first(x: Tensor) -> Tensor:
+    """Rank 0's x, on every rank."""
+    if together():
+        x = x.contiguous().clone()
+        dist.broadcast(x, 0)
+    return x
