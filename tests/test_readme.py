@@ -12,6 +12,7 @@ LESS = {  # what makes a command short, as its own last words
     "train": (*TINY, "evaluate.examples=8", "trainer.limit_val_batches=1"),
     "evaluate": ("examples=8", "log_prob.samples=10"),
     "scripts/sample": ("n=4",),
+    "scripts/list": ("models",),
 }
 
 
@@ -27,6 +28,7 @@ def test_the_readme_has_the_commands_that_are_tested_here():
         "evaluate.py",
         "scripts/sample.py",
         "scripts/compare.py",
+        "scripts/list.py",
     }
 
 

@@ -104,7 +104,7 @@ class Scheduled(Protocol):
     """Has parts that depend on the step; loss never counts its own calls."""
 
     def at(self, step: int) -> None:
-        """The number of optimizer steps done; called before every batch and after every step, so often with the same."""
+        """The number of optimizer steps done; called before every batch and after every step."""
         ...
 
 
