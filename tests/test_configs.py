@@ -58,6 +58,7 @@ SMALL = {
         "perceptual=none",
     ],
     "image_classifier": ["model.widths=[4,8]"],
+    "f_vae": ["model.latent=4", "model.noise_network.hidden=4", "model.network.hidden=[16]"],
     "nice": ["model.hidden=[16]"],
     "realnvp": ["model.hidden=4", "model.depth=1"],
     "glow": ["model.hidden=8", "model.steps=2", "model.scales=2"],

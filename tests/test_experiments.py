@@ -163,7 +163,7 @@ SHORT = (
 @pytest.mark.parametrize(
     ("words", "runs"),
     [
-        (("sweep=recall",), 10),
+        (("sweep=recall",), 9),
         (("-m", "sweep=recall", "mixer=softmax,lstm", "seed=0,1"), 4),
     ],
 )
