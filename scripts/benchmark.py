@@ -25,6 +25,7 @@ SECTIONS = {
     "generation": "a Transformer's tokens, one by one",
     "sequence": "layers for sequences: peers, growth with length, tokens one by one, use of a GPU",
     "codes": "codes, and images pixel by pixel",
+    "flows": "flows: peers, samples, and activations by inverting",
     "start": "train.py, from nothing to samples",
 }
 

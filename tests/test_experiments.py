@@ -47,7 +47,8 @@ def test_an_experiment_names_paper_number_protocol_tolerance_and_budget(name):
     assert set(said) == {"paper", "source", "published", "protocol", "tolerance", "budget"}
     assert re.search(r"\d{4}", said["paper"])
     assert re.search(r"https://|paper, (table|figure) \d", said["source"])
-    assert said["published"]
+    # a smaller model than the paper's has no number of its own to meet
+    assert said["published"] or "a smaller budget" in text("experiment", name).splitlines()[1]
     assert said["published"].keys() == said["tolerance"].keys() <= METRICS
     assert all(isinstance(v, int | float) and v > 0 for v in said["published"].values())
     assert all(0 < said["tolerance"][key] < value for key, value in said["published"].items())
@@ -61,7 +62,8 @@ def test_an_experiment_opens_with_its_claim_its_cost_and_its_command(name):
     assert package == "# @package _global_"
     said = config("experiment", name)["experiment"]
     assert head.endswith(f"; train.py experiment={name}")
-    assert any(form in head for value in said["published"].values() for form in forms(value)), head
+    claims = [form for value in said["published"].values() for form in forms(value)]
+    assert not claims or any(form in head for form in claims), head
     device, minutes = BUDGET.fullmatch(said["budget"]).groups()
     assert f"{minutes} min" in head
     assert config("experiment", name)["trainer"]["accelerator"] == device

@@ -1,4 +1,4 @@
-"""The f-VAE: a VAE whose distributions are flows; Su and Wu 2018, f-VAEs: Improve VAEs with Conditional Flows (1809.05861).
+"""The f-VAE, a VAE whose distributions are flows: Su and Wu 2018, Improve VAEs with Conditional Flows (1809.05861).
 
 x is an image of integers (B, C, H, W), v = x + u the same in real numbers (u from a dequantization), h = v brought
 into [-1, 1), z a latent vector (B, D), e and n standard Gaussian noise of the size of z and of an image.
