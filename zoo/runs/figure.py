@@ -118,7 +118,7 @@ def _extrapolation(
         _axis(stem, used),
         _distinct(lines),
         "multiple",
-        _source(rows, used, over),
+        _source(lines, used, over),
     )
 
 
@@ -145,7 +145,7 @@ def _recall(rows: Sequence[Row], keys: Sequence[str], splits: Sequence[str], ove
         "accuracy (%)",
         _distinct(lines),
         "bytes",
-        _source(rows, used, over),
+        _source(lines, used, over),
         connected=any(len(line.points) > 1 for line in lines),
     )
 
@@ -188,7 +188,7 @@ def _by_key(
         _axis(metric, used),
         _distinct(lines),
         kind,
-        _source(rows, used, over),
+        _source(lines, used, over),
         connected=numeric,
     )
 
@@ -262,7 +262,7 @@ def _axis(name: str, used: Sequence[tuple[Result, Mapping[str, Any]]]) -> str:
 
 
 def _source(
-    rows: Sequence[Row], used: Sequence[tuple[Result, Mapping[str, Any]]], over: Sequence[str]
+    lines: Sequence[Line], used: Sequence[tuple[Result, Mapping[str, Any]]], over: Sequence[str]
 ) -> str:
     """Where the numbers come from: runs, data, split, code."""
     runs = {run.identity: run for run, _ in used}
@@ -270,7 +270,7 @@ def _source(
     splits = sorted({str(number["split"]) for _, number in used})
     versions = sorted({str(number.get("version") or run.version) for run, number in used} - {""})
     parts = [f"{', '.join(names)}, {' and '.join(splits)} split", f"{len(runs)} runs"]
-    if len(runs) > len({id(row) for row in rows}):
+    if any(point.n > 1 for line in lines for point in line.points):
         parts.append(f"mean ± standard deviation over {', '.join(over)}")
     parts.append(
         f"zoo {', '.join(versions)}" if len(versions) < 3 else f"{len(versions)} versions of the zoo"
