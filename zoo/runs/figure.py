@@ -140,7 +140,7 @@ def _recall(rows: Sequence[Row], keys: Sequence[str], splits: Sequence[str], ove
             "no run has both an accuracy and a state size; evaluate.py run=<one> speed=true measures the latter"
         )
     return Figure(
-        "Recall needs room to remember",
+        "Accuracy by the size of the state",
         "state of one example at the training length",
         "accuracy (%)",
         _distinct(lines),
