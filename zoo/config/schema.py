@@ -20,6 +20,7 @@ class Train:
     checkpoint_every: int | None = 1000
     keep: int | None = 2
     threads: int | None = None
+    train_flops: float | None = None
     init: str | None = None
     resume: str | None = None
     rerun: bool = False

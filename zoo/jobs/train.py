@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from zoo.config import build
-from zoo.jobs import evaluate
+from zoo.jobs import budget, evaluate
 from zoo.jobs.data import loaders as make_loaders
 from zoo.jobs.fit import fit, made, refuse, room
 from zoo.jobs.latents import encode_once
@@ -40,6 +40,8 @@ def train(
     data = make_loaders(config, **stored)
     for split in ("train", "val", "test"):
         data.has(split)
+    if folder is None:
+        config = budget.within(config, data, stored)
     run, whole = identified(config, name, folder, data)
     if run.finished and config["rerun"]:
         forget(run)
