@@ -36,9 +36,20 @@ def no_data(monkeypatch):
     resolvers.register()
 
 
+# what a user trains before: a first stage, and the features of a perceptual distance
+STAGES = {
+    "code_prior/cifar10": [
+        "~model.codec",
+        "+model.codec={_target_: zoo.models.VQVAE, shape: [3, 32, 32], levels: 256}",
+    ],
+    "vqgan/cifar10": ["perceptual=none"],
+}
+
+
 @cache
 def config(group, name):
-    return OmegaConf.to_container(composed("train", f"{group}={name}"), resolve=True)
+    words = [f"{group}={name}", *STAGES.get(name, [])]
+    return OmegaConf.to_container(composed("train", *words), resolve=True)
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
@@ -83,7 +94,7 @@ def test_an_experiment_can_be_built_and_what_it_claims_is_no_part_of_it(name):
     torch.manual_seed(0)
     model = build(told["model"], "model")
     groups = grouped(model, told["optimizer"]["groups"])  # each pattern finds parameters
-    assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
+    assert sum(len(group["params"]) for group in groups) == sum(p.requires_grad for p in model.parameters())
     schedule = build(told["schedule"], "schedule")
     steps = told["trainer"]["max_steps"]
     assert 0 < schedule(steps - 1, steps=steps) < schedule(told["schedule"]["warmup"], steps=steps) or (
@@ -99,15 +110,17 @@ def test_a_sweep_is_a_cpus_and_its_choices_are_there(name):
     body = yaml.safe_load(text("sweep", name))
     assert body["hydra"]["mode"] == "MULTIRUN"
     assert body["runs"] == f"runs/{name}"
-    assert body["experiment"] == {"budget": "cpu"}
     head = text("sweep", name).splitlines()[1]
     assert "a CPU's budget" in head
     assert head.endswith(f"; train.py sweep={name}")
     (group, choices), *sizes = body["hydra"]["sweeper"]["params"].items()
-    assert all(key.startswith("model.") for key, _ in sizes)
-    assert set(choices.split(",")) <= set(options(group))
+    assert all(key.startswith(("model.", f"{group}.")) for key, _ in sizes)
+    assert set(choices.split(",")) <= set(EXPERIMENTS if group == "experiment" else options(group))
     assert len(choices.split(",")) == len(set(choices.split(",")))
-    assert config("sweep", name)["trainer"]["accelerator"] == "cpu"
+    for choice in choices.split(",") if group == "experiment" else [None]:
+        told = config("experiment", choice) if choice else config("sweep", name)
+        assert told["trainer"]["accelerator"] == "cpu"
+        assert told["experiment"]["budget"].startswith("cpu")
 
 
 def test_the_sweeps_leave_out_only_what_cannot_be():
