@@ -9,6 +9,7 @@ import torch
 from torch.autograd.functional import jacobian
 
 from zoo.models import FVSBN, MADE, NADE, GatedPixelCNN, PixelCNN, PixelCNNPP
+from zoo.models.nade import Hidden
 from zoo.models.pixels import drawn, elements, recomputed
 from zoo.models.tokens import arranged, sequence
 from zoo.nn import Bernoulli, Categorical, DiscretizedLogisticMixture, checkpoint_blocks
@@ -176,6 +177,18 @@ def test_pixelcnnpp_hears_all_pixels_before_and_none_after(name):
     heard = heard.unflatten(1, (16, 2))
     assert torch.equal(heard.all(2), torch.ones(16, 16, dtype=torch.bool).tril(-1))
     assert torch.equal(heard.any(2), heard.all(2))
+
+
+@pytest.mark.parametrize(("kind", "near"), [(torch.float64, 1e-13), (torch.float32, 2e-6)])
+def test_nades_elements_one_by_one_say_what_all_together_do_and_so_do_gradients(kind, near):
+    torch.manual_seed(0)
+    hidden = Hidden(30, 7, 3).to(kind)
+    x, weight = torch.rand(5, 30, dtype=kind, requires_grad=True), torch.randn(5, 3, 30, dtype=kind)
+    results = []
+    for said in (hidden(x), hidden.together(x) + hidden.b):
+        results.append([said, *torch.autograd.grad((weight * said).sum(), [x, *hidden.parameters()])])
+    for one, both in zip(*results, strict=True):
+        torch.testing.assert_close(one, both, rtol=0, atol=near)
 
 
 @torch.no_grad()
