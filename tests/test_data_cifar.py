@@ -14,6 +14,7 @@ from torch.testing import assert_close
 from zoo.data import (
     CIFAR10,
     CIFAR100,
+    CoarseCIFAR10,
     CropFlip,
 )
 
@@ -171,3 +172,18 @@ def test_real_cifar_has_its_known_means(data_dir):
     assert torch.cat([train.y, val.y]).bincount().tolist() == [5000] * 10
     means = x.flatten(2).sum((0, 2), dtype=torch.int64).double() / (50_000 * 1024 * 255)
     assert_close(means, torch.tensor([0.4914, 0.4822, 0.4465]).double(), atol=5e-5, rtol=0)
+
+
+def test_coarse_images_have_the_upper_bits(tiny_cifar):
+    fine = CIFAR10("train", root=tiny_cifar, holdout=4)
+    for bits in (1, 5, 8):
+        coarse = CoarseCIFAR10("train", root=tiny_cifar, holdout=4, bits=bits)
+        assert torch.equal(coarse.x.int(), fine.x.int() // 2 ** (8 - bits))
+        assert (coarse.x.dtype, int(coarse.x.max())) == (torch.uint8, 2**bits - 1)
+        assert torch.equal(coarse.y, fine.y)
+    flip = CropFlip(padding=0)
+    assert CoarseCIFAR10("train", root=tiny_cifar, holdout=4, augment=flip).augment is flip
+    assert CoarseCIFAR10("val", root=tiny_cifar, holdout=4, augment=flip).augment is None
+    for bits in (0, 9):
+        with pytest.raises(ValueError, match=f"bits={bits}"):
+            CoarseCIFAR10("test", root=tiny_cifar, bits=bits)

@@ -1,7 +1,6 @@
 """Flows: NICE, RealNVP and Glow are bijections of whole images, and their bounds are bounds."""
 
 import math
-import warnings
 from functools import partial
 from itertools import product
 
@@ -11,7 +10,9 @@ from torch import Tensor
 from torch.distributions import Normal
 
 from zoo import chance
+from zoo.data import Digits
 from zoo.evaluation.likelihood import likelihood
+from zoo.jobs.evaluate import told
 from zoo.models import NICE, VAE, Flow, Glow, RealNVP
 from zoo.nn import (
     LU,
@@ -34,6 +35,7 @@ from zoo.nn import (
     Whitening,
     checkpoint_blocks,
 )
+from zoo.training.loaders import Loaders
 from zoo.types import Codec, Density, Measured, Prepared, Sampler, Scheduled, Space, Trainable, Unfit, can
 
 LEARNED = partial(VariationalDequantization, couplings=2, network=partial(ResidualNet, hidden=4, depth=1))
@@ -97,10 +99,6 @@ def test_a_flow_has_all_its_abilities_and_knows_its_images_exactly(name):
         assert (drawn.shape, drawn.dtype) == ((5, 3, 4, 6), torch.uint8)
         assert int(drawn.max()) < 17
     assert len(model.sample(5, temperature=0.0).unique(dim=0)) == 1
-    line = model.interpolate(x[:2], x[2:4], steps=5)
-    assert line.shape == (5, 2, 3, 4, 6)
-    assert torch.equal(line[0], x[:2])
-    assert torch.equal(line[-1], x[2:4])
     terms = model.loss(x)
     torch.testing.assert_close(terms["nats"], terms["base"] + terms["log_det"] + terms["dequantization"])
 
@@ -436,12 +434,11 @@ def test_a_colder_sample_is_nearer_to_the_mode_and_a_warm_one_further():
     assert spread[0] < spread[1] < spread[2]
 
 
-def test_the_health_of_a_flow_names_its_layers_and_warns_of_one_that_explodes():
+def test_the_health_of_a_flow_names_its_layers_and_tells_of_one_that_explodes():
     model = small("glow", (1, 4, 4), 17)
     x = images(8, (1, 4, 4), 17)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        told = model.summarize(model.statistics(x))
+    told = model.summarize(model.statistics(x))
+    assert model.unwell(told) == []
     assert told["inverse_error"] < 1e-9
     assert told["log_det_data_Rescale"] == pytest.approx(-math.log(17))
     by_layer = sum(
@@ -452,11 +449,17 @@ def test_the_health_of_a_flow_names_its_layers_and_warns_of_one_that_explodes():
     assert by_layer == pytest.approx(expected, abs=0.5)
     with torch.no_grad():
         model.bijection.layers[-1].rest.layers[-2].log_scale.fill_(11.0)  # on half of the dimensions
-    with pytest.warns(
-        UserWarning, match=r"ActNorm on scale 2, has a log-determinant of 5\.5 nats .* explodes"
-    ):
-        told = model.summarize(model.statistics(x))
+    told = model.summarize(model.statistics(x))
     assert told["log_det_steepest"] == pytest.approx(5.5)
+    (sentence,) = model.unwell(told)
+    assert "ActNorm on scale 2, has a log-determinant of 5.5 nats" in sentence
+    assert "explodes; try" in sentence
+
+
+def test_a_small_error_is_told_and_not_shown_as_none():
+    number = {"name": "inverse_error", "unit": "", "kind": "exact", "split": "test", "protocol": {}}
+    assert "inverse_error    2.5e-06" in told([{**number, "value": 2.5e-6}])
+    assert "inverse_error    0.0000" in told([{**number, "value": 0.0}])
 
 
 def test_log_determinants_by_layer_add_up_to_the_whole():
@@ -518,3 +521,60 @@ def test_data_that_a_flow_cannot_model_are_refused_in_a_sentence():
             make(shape=shape, levels=levels)
         assert not refused.value.fits(Space(shape, levels))
         assert refused.value.fits(Space((1, 8, 8), 17))
+
+
+def test_actnorm_agrees_across_ranks(tmp_path):
+    """What is measured, and what a step then makes of it, is the same on two ranks as in one process."""
+    # forked: a fresh process takes seconds to import what it needs
+    torch.multiprocessing.start_processes(one_rank, (str(tmp_path),), nprocs=2, start_method="fork")
+    one, two = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    alone = measured_and_stepped(lambda x: x)
+    for name in ("glow", "realnvp"):
+        for when in ("measured", "stepped"):
+            a, b, expected = (states[f"{name}, {when}"] for states in (one, two, alone))
+            assert all(torch.equal(a[key], b[key]) for key in expected)
+            for key, value in expected.items():
+                torch.testing.assert_close(a[key], value, rtol=0, atol=0 if when == "measured" else 1e-5)
+        norms = [key for key in expected if key.endswith(("norm.shift", "layers.1.mean"))]
+        assert any((alone[f"{name}, stepped"][key] != alone[f"{name}, measured"][key]).any() for key in norms)
+
+
+def one_rank(rank: int, folder: str) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    torch.save(
+        measured_and_stepped(lambda x: x[rank::2], torch.nn.parallel.DistributedDataParallel),
+        f"{folder}/{rank}.pt",
+    )
+    torch.distributed.destroy_process_group()
+
+
+def measured_and_stepped(part, wrap=lambda module: module) -> dict[str, dict[str, Tensor]]:
+    """The states of two models after `prepare`, before anything is shared, and after a step on a part of a batch."""
+    states = {}
+    for name in ("glow", "realnvp"):
+        chance.at("init", 0)
+        model = SMALL[name](shape=(1, 8, 8), levels=17)
+        data = Loaders(Digits, {"name": "digits", "shape": [1, 8, 8], "levels": 17}, batch_size=64, seed=0)
+        torch.rand(len(part(torch.zeros(3))))  # processes need not stand at the same place of their chance
+        model.prepare(data.measuring())
+        states[f"{name}, measured"] = {key: value.clone() for key, value in model.state_dict().items()}
+        loss = wrap(Loss(model))
+        model.at(0)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch, "rand_like", lambda x: torch.full_like(x, 0.5))
+            loss(part(data.dataset("val")[torch.arange(40)]["x"])).backward()
+        torch.optim.SGD(model.parameters(), lr=1e-3).step()
+        model.at(1)
+        states[f"{name}, stepped"] = model.state_dict()
+    return states
+
+
+class Loss(torch.nn.Module):
+    """A model's loss as a forward, which is what DistributedDataParallel looks at."""
+
+    def __init__(self, model: Flow) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model.loss(x)["loss"]

@@ -14,11 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.layers import Step
-from benchmarks.measure import Row, interleaved, ms, over
+from benchmarks.measure import INSTALL, Row, interleaved, ms, over
 from zoo.models import NICE, Glow
 from zoo.nn import checkpoint_blocks
 
-INSTALL = "not installed: uv pip install --no-deps nflows normflows"
 SHAPE, BATCH = (3, 32, 32), 16
 GLOW = {"hidden": 128, "steps": 8, "scales": 3}
 DIGIT, DIGITS, HIDDEN = 784, 200, (1000,) * 5
@@ -68,7 +67,7 @@ def glow() -> Iterator[Row]:
             "ours": partial(drawn, mine.model.eval(), BATCH),
             "theirs": partial(drawn, theirs.model.eval(), BATCH),
         }
-        seconds = interleaved(candidates, 5)
+        seconds = interleaved(candidates, 15)
     yield Row(
         "Glow's samples",
         ms(seconds["ours"]),

@@ -1,7 +1,7 @@
 """Samples of a model: drawn by a seed, kept as a picture, as text, and as numbers."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,6 @@ from zoo.evaluation.likelihood import options_in_force
 from zoo.types import Sampler, can
 
 
-@torch.inference_mode()
 def draw(
     model: Any,
     n: int,
@@ -23,10 +22,24 @@ def draw(
     seed: int = 0,
     batch: int = 256,
 ) -> tuple[Tensor, dict[str, Any]]:
-    """n samples (n, *shape), with the options in force.
+    """n samples (n, *shape), with the options in force; raises what `drawn` raises."""
+    force = options_in_force(model.sample, options or {}, "sample") if can(model, Sampler) else {}
+    return torch.cat(list(drawn(model, n, y=y, options=options, seed=seed, batch=batch))), force
 
-    Drawn `batch` at a time, each keyed to the seed and its place; an option that is a tensor, as a prompt, has a row
-    for each. ValueError for a model that cannot sample, an
+
+@torch.inference_mode()
+def drawn(
+    model: Any,
+    n: int,
+    *,
+    y: Tensor | None = None,
+    options: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    batch: int = 256,
+) -> Iterator[Tensor]:
+    """n samples, `batch` at a time, each part keyed to the seed and its place: (batch, *shape).
+
+    An option that is a tensor, as a prompt, has a row for each. ValueError for a model that cannot sample, an
     unknown option or n < 1.
     """
     if not can(model, Sampler):
@@ -34,15 +47,13 @@ def draw(
     if n < 1:
         raise ValueError(f"n={n}: at least one sample must be drawn")
     force = options_in_force(model.sample, options or {}, "sample")
-    parts = []
     for start in range(0, n, batch):
         chance.at(seed, "sample", start)
         stop = min(start + batch, n)
         own = {
             name: value[start:stop] if isinstance(value, Tensor) else value for name, value in force.items()
         }
-        parts.append(model.sample(stop - start, None if y is None else y[start:stop], **own))
-    return torch.cat(parts), force
+        yield model.sample(stop - start, None if y is None else y[start:stop], **own)
 
 
 def save(
@@ -55,12 +66,13 @@ def save(
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     if facts.get("kind") == "image":
-        picture = grid(x, facts["levels"])
-        write_png(picture, path.with_suffix(".png"))
-        return path.with_suffix(".png"), picture
+        picture, path = grid(x, facts["levels"]), path.with_name(f"{path.name}.png")
+        write_png(picture, path)
+        return path, picture
     texts = [decode(row) if decode else " ".join(str(v) for v in row.flatten().tolist()) for row in x.cpu()]
-    path.with_suffix(".txt").write_text("\n\n----\n\n".join(texts) + "\n", encoding="utf-8")
-    return path.with_suffix(".txt"), texts
+    path = path.with_name(f"{path.name}.txt")  # a name may have dots: temperature=0.7
+    path.write_text("\n\n----\n\n".join(texts) + "\n", encoding="utf-8")
+    return path, texts
 
 
 def grid(x: Tensor, levels: int | None, gap: int = 2, *, columns: int | None = None) -> Tensor:

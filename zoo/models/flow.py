@@ -5,7 +5,6 @@ v = x), z = f(v) a latent (B, D). Everything is in the units of the data: log p(
 """
 
 import math
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain, islice
@@ -140,12 +139,6 @@ class Flow(nn.Module):
         v = F.pad(v, [-side for side in self.margins])
         return v if self.levels is None else whole(v.floor().clamp(0, self.levels - 1), self.levels)
 
-    def interpolate(self, a: Tensor, b: Tensor, *, steps: int = 8) -> Tensor:
-        """From a to b (B, *shape) on a straight line between their latents: (steps, B, *shape), both included."""
-        start, stop = self.encode(a), self.encode(b)
-        line = torch.linspace(0, 1, steps, dtype=start.dtype, device=start.device)
-        return torch.stack([self.decode(torch.lerp(start, stop, t)) for t in line])
-
     @torch.no_grad()
     def prepare(self, batches: Iterable[dict[str, Tensor]]) -> None:
         """Measure the whitening on all batches, then each norm, in order, on what the first 512 examples become."""
@@ -191,7 +184,7 @@ class Flow(nn.Module):
         """The mean over examples of the largest error of inverse(forward(v)), in units of the data, and log|det|
         in nats per dimension: for each kind of layer on each scale, and of the layer that has most.
 
-        Warns, in words, where a layer of the flow stretches or squeezes each dimension by more than e^5.
+        log_det_steepest_layer is the place of the latter among the flow's layers, from 1.
         """
         D = self.latent.shape[0]
         by_layer = (sums["log_det"] / sums["count"] / D).tolist()
@@ -204,16 +197,20 @@ class Flow(nn.Module):
                 told[key] = told.get(key, 0.0) + value
         steepest = max(range(len(first), len(layers)), key=lambda i: abs(by_layer[i]))
         told["log_det_steepest"] = by_layer[steepest]
-        if abs(by_layer[steepest]) > STEEP:
-            scale, layer = layers[steepest]
-            name, place = type(layer).__name__, steepest - len(first) + 1
-            warnings.warn(
-                f"Layer {place} of {len(layers) - len(first)}, {name} on scale {scale}, has a log-determinant of "
-                f"{by_layer[steepest]:.1f} nats per dimension: it explodes; try a lower learning rate, a longer "
-                "warm-up, or gradient clipping",
-                stacklevel=2,
-            )
+        told["log_det_steepest_layer"] = float(steepest - len(first) + 1)
         return told
+
+    def unwell(self, told: dict[str, float]) -> list[str]:
+        """A sentence where a layer of the flow stretches or squeezes each dimension by more than e^5."""
+        if abs(told["log_det_steepest"]) <= STEEP:
+            return []
+        layers, place = list(leaves(self.bijection)), int(told["log_det_steepest_layer"])
+        scale, layer = layers[place - 1]
+        return [
+            f"layer {place} of {len(layers)}, {type(layer).__name__} on scale {scale}, has a log-determinant of "
+            f"{told['log_det_steepest']:.1f} nats per dimension: it explodes; try a lower learning rate, a longer "
+            "warm-up, or gradient clipping"
+        ]
 
     def transform(self, v: Tensor) -> tuple[Tensor, Tensor]:
         """v (B, *padded shape) in the data's units -> z (B, D), log|det dz/dv| (B,)."""

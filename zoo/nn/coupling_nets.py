@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.nn.scalings import ActNorm
+from zoo.nn.scalings import ActNorm, along
 
 
 class ZeroConv(nn.Module):
@@ -26,8 +26,7 @@ class ZeroConv(nn.Module):
         nn.init.zeros_(self.conv.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        gain = (3 * self.gain).exp()
-        return F.conv2d(x, self.conv.weight * gain[:, None, None, None], self.conv.bias * gain, padding=1)
+        return self.conv(x) * along((3 * self.gain).exp(), x)
 
 
 class NormedConv(nn.Module):
