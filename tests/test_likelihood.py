@@ -5,7 +5,7 @@ from itertools import product
 import pytest
 import torch
 
-from zoo.nn import Bernoulli, Categorical, DiscretizedLogisticMixture
+from zoo.nn import Bernoulli, Categorical, DiscretizedGaussian, DiscretizedLogisticMixture
 from zoo.nn.likelihood import Likelihood, likelihood_for
 
 
@@ -23,6 +23,10 @@ SUBJECTS = [
     pytest.param(Bernoulli(2), 2, 3, id="bernoulli-rgb"),
     pytest.param(Categorical(17), 17, 1, id="categorical-17"),
     pytest.param(Categorical(4), 4, 3, id="categorical-rgb"),
+    *(
+        pytest.param(DiscretizedGaussian(v, scale=scale), v, C, id=f"gaussian-{v}-{C}-{scale}")
+        for v, C, scale in [(2, 1, None), (17, 1, None), (256, 1, None), (256, 1, 0.01), (5, 3, None)]
+    ),
     *(
         pytest.param(DiscretizedLogisticMixture(v, components=5), v, C, id=f"mixture-{v}-{C}")
         for v, C in [(2, 1), (3, 1), (17, 1), (256, 1), (1024, 1), (16, 2), (7, 3), (12, 3), (3, 4)]
@@ -44,6 +48,8 @@ def test_probabilities_of_all_pixels_sum_to_one(likelihood, levels, channels, sp
     [
         pytest.param(Bernoulli(2), 2, 1, id="bernoulli"),
         pytest.param(Categorical(5), 5, 1, id="categorical"),
+        pytest.param(DiscretizedGaussian(17), 17, 1, id="gaussian-grey"),
+        pytest.param(DiscretizedGaussian(3, scale=0.5), 3, 3, id="gaussian-rgb"),
         pytest.param(DiscretizedLogisticMixture(17, components=3), 17, 1, id="mixture-grey"),
         pytest.param(DiscretizedLogisticMixture(3, components=3), 3, 3, id="mixture-rgb"),
     ],
@@ -174,3 +180,56 @@ def test_the_tails_of_a_mixture_are_as_exact_as_its_middle():
     parameters = parameters_of(likelihood, (3, 4, 4), 64, spread=3.0)
     exact = likelihood.log_prob(parameters, x)
     torch.testing.assert_close(likelihood.log_prob(parameters.float(), x), exact.float(), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("lead", "of_x"), [((), (4,)), ((4,), (4,)), ((3, 4), (4,)), ((1, 4), (3, 4)), ((4,), ())]
+)
+def test_the_bernoullis_own_gradient_is_autograds(lead, of_x):
+    torch.manual_seed(4)
+    logits = (3 * torch.randn(*lead, 1, 2, 3, dtype=torch.float64)).requires_grad_()
+    x = torch.randint(2, (*of_x, 1, 2, 3))
+    value = Bernoulli(2).log_prob(logits, x)
+    slow = torch.nn.functional.logsigmoid((2 * x - 1) * logits).sum((-3, -2, -1))
+    torch.testing.assert_close(value, slow)
+    weights = torch.randn_like(value)
+    found = [torch.autograd.grad((one * weights).sum(), logits)[0] for one in (value, slow)]
+    torch.testing.assert_close(*found)
+
+
+def test_a_bernoulli_of_wild_logits_is_finite():
+    logits = torch.tensor([1e4, -1e4, 60.0, -60.0]).reshape(4, 1, 1, 1).requires_grad_()
+    value = Bernoulli(2).log_prob(logits, torch.tensor([0, 0, 1, 1]).reshape(4, 1, 1, 1))
+    torch.testing.assert_close(value.detach(), torch.tensor([-1e4, 0.0, 0.0, -60.0]))
+    value.sum().backward()
+    torch.testing.assert_close(logits.grad.flatten(), torch.tensor([-1.0, 0.0, 0.0, 1.0]))
+
+
+def test_a_gaussian_integrated_over_bins_is_that_of_torch_distributions():
+    torch.manual_seed(5)
+    likelihood = DiscretizedGaussian(17)
+    parameters = parameters_of(likelihood, (2, 3, 3), 6, spread=0.3)  # no tails, where cdfs say nothing
+    x = torch.randint(17, (6, 2, 3, 3))
+    mu, log_s = parameters.chunk(2, 1)
+    truth = torch.distributions.Normal(mu, log_s.exp())
+    v, h = x / 8 - 1, 1 / 16
+    above = torch.where(x == 16, 1.0, truth.cdf(v + h))
+    below = torch.where(x == 0, 0.0, truth.cdf(v - h))
+    torch.testing.assert_close(likelihood.log_prob(parameters, x), (above - below).log().sum((1, 2, 3)))
+
+
+@pytest.mark.parametrize("levels", [2, 17, 256])
+@pytest.mark.parametrize("log_s", [-30.0, -7.0, 0.0, 30.0])
+def test_a_gaussian_far_from_the_data_has_a_finite_slope_towards_it(levels, log_s):
+    parameters = torch.tensor([-5.0, log_s]).reshape(1, 2, 1, 1).expand(levels, -1, -1, -1).clone()
+    parameters.requires_grad_()
+    value = DiscretizedGaussian(levels).log_prob(parameters, torch.arange(levels).reshape(-1, 1, 1, 1))
+    assert value.isfinite().all()
+    value.sum().backward()
+    assert parameters.grad.isfinite().all()
+    assert (parameters.grad[1:, 0] >= 0).all()
+
+
+def test_a_gaussians_scale_is_positive():
+    with pytest.raises(ValueError, match="scale=0"):
+        DiscretizedGaussian(256, scale=0.0)

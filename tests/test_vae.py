@@ -11,7 +11,18 @@ from torch.distributions import MultivariateNormal, Normal, kl_divergence
 
 import zoo.models.vae as module
 from zoo.models import VAE
-from zoo.nn import MLP, Bernoulli, Categorical, ConvDecoder, ConvEncoder, DiscretizedLogisticMixture
+from zoo.nn import (
+    MLP,
+    Bernoulli,
+    Bilinear,
+    Categorical,
+    ConvDecoder,
+    ConvEncoder,
+    DiscretizedLogisticMixture,
+    Nearest,
+    Shuffle,
+    Transposed,
+)
 from zoo.nn.checkpointing import checkpoint_blocks
 from zoo.types import Codec, Density, Measured, Prepared, Sampler, Space, Trainable, Unfit, can
 
@@ -239,6 +250,36 @@ def test_the_output_starts_at_the_mean_of_the_data(networks):
     mean = torch.cat([batch["x"] for batch in batches]).float().mean(0)
     expected = mean.flatten() if networks is DENSE else mean.mean((1, 2))
     torch.testing.assert_close(vae.decoder.output.bias.sigmoid(), expected)
+
+
+@pytest.mark.parametrize("upsample", [Nearest, Bilinear, Transposed, Shuffle])
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 28, 28), (2, 9, 13)])
+def test_every_upsampling_makes_every_size_and_has_gradients(upsample, shape):
+    torch.manual_seed(18)
+    decoder = ConvDecoder((5,), shape, widths=(4, 6, 8), upsample=upsample).double()
+    z = torch.randn(3, 5, dtype=torch.float64, requires_grad=True)
+    x = decoder(z)
+    assert x.shape == (3, *shape)
+    found = torch.autograd.grad(x.square().sum(), [z, *decoder.parameters()])
+    assert all(one.isfinite().all() and one.any() for one in found)
+    if upsample is not Nearest:
+        assert len(x[0, 0].unique()) > 0.5 * x[0, 0].numel()
+
+
+@pytest.mark.parametrize("upsample", [Nearest, Bilinear, Transposed, Shuffle])
+def test_every_upsampling_can_start_at_the_mean_of_the_data(upsample):
+    torch.manual_seed(19)
+    networks = CONV | {"decoder": partial(ConvDecoder, widths=(4, 6), upsample=upsample)}
+    vae = VAE(shape=(2, 8, 8), levels=2, **networks)
+    x = torch.cat([torch.ones(20, 1, 8, 8), images(20, (1, 8, 8), 2)], 1).to(torch.uint8)
+    vae.prepare([{"x": x}])
+    with torch.no_grad():
+        for weight in vae.decoder.output.parameters():
+            if weight.dim() > 1:
+                weight.zero_()
+    means = vae.decoder(torch.randn(3, 40)).sigmoid().mean((0, 2, 3))
+    expected = torch.tensor([0.999, x[:, 1].float().mean()])
+    torch.testing.assert_close(means, expected)
 
 
 def test_nothing_is_prepared_where_it_is_not_asked_for():

@@ -6,7 +6,7 @@ from functools import partial
 
 import torch
 
-from benchmarks import quantization
+from benchmarks import iwae, quantization
 from benchmarks.measure import Row, interleaved, ms, over
 from zoo.models import PixelCNN
 from zoo.models.pixels import recomputed
@@ -18,6 +18,7 @@ def rows() -> Iterator[Row]:
     torch.set_num_threads(1)
     yield from sampling()
     yield from quantization.steps()
+    yield from iwae.steps()
 
 
 def sampling() -> Iterator[Row]:

@@ -8,8 +8,10 @@ import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zoo.nn.upsampling import Transposed
 from zoo.types import Space, Unfit
 
 
@@ -70,6 +72,7 @@ class ConvDecoder(nn.Module):
 
     widths      channels before each doubling, from the image inwards: the same list as the encoder's
     activation  makes the activation of each stage
+    upsample    upsample(enter, leave) doubles the sides: zoo.nn.Transposed, Nearest, Bilinear or Shuffle
     blocks      the stages but the last, for gradient checkpointing; `output` is the last doubling
 
     Unfit if an image is too small for so many stages.
@@ -82,24 +85,23 @@ class ConvDecoder(nn.Module):
         *,
         widths: Sequence[int] = (32, 64),
         activation: Callable[[], nn.Module] = nn.ReLU,
+        upsample: Callable[[int, int], nn.Module] = Transposed,
     ) -> None:
         super().__init__()
-        sizes = sides(leave, len(widths))
-        H, W = sizes[-1]
+        *self.sizes, (H, W) = sides(leave, len(widths))
         channels = [*reversed(widths), leave[0]]
-        odd = [(height % 2, width % 2) for height, width in reversed(sizes[:-1])]
-        doublings = [
-            nn.ConvTranspose2d(a, b, 4, stride=2, padding=1, output_padding=rest)
-            for (a, b), rest in zip(pairwise(channels), odd)
-        ]
+        *doublings, self.output = [upsample(a, b) for a, b in pairwise(channels)]
         start = nn.Linear(math.prod(enter), channels[0] * H * W)
         self.blocks = nn.ModuleList(
             [nn.Sequential(nn.Flatten(), start, nn.Unflatten(1, (channels[0], H, W)), activation())]
-            + [nn.Sequential(doubling, activation()) for doubling in doublings[:-1]]
+            + [nn.Sequential(doubling, activation()) for doubling in doublings]
         )
-        self.output = doublings[-1]
 
     def forward(self, x: Tensor) -> Tensor:
-        for block in self.blocks:
-            x = block(x)
-        return self.output(x)
+        first, *stages = self.blocks
+        x = first(x)
+        for stage, (H, W) in zip([*stages, self.output], reversed(self.sizes), strict=True):
+            x = stage(x)
+            if x.shape[2:] != (H, W):  # an odd side, halved downwards: its last row is there twice
+                x = F.pad(x, (0, W - x.shape[3], 0, H - x.shape[2]), mode="replicate")
+        return x

@@ -1,4 +1,4 @@
-"""Four ways to double the sides of an image: (B, C, H, W) -> (B, C', 2 H, 2 W)."""
+"""Four ways to double the sides of an image: (B, C, H, W) -> (B, C', 2 H, 2 W). Each has its convolution's `bias`."""
 
 from torch import Tensor, nn
 
@@ -8,6 +8,11 @@ class Nearest(nn.Sequential):
 
     def __init__(self, enter: int, leave: int) -> None:
         super().__init__(nn.Upsample(scale_factor=2), nn.Conv2d(enter, leave, 3, padding=1))
+
+    @property
+    def bias(self) -> Tensor:
+        """(C',)"""
+        return self[1].bias
 
 
 class Bilinear(nn.Module):
@@ -20,6 +25,11 @@ class Bilinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(self.up(x))
+
+    @property
+    def bias(self) -> Tensor:
+        """(C',)"""
+        return self.conv.bias
 
 
 class Transposed(nn.ConvTranspose2d):
@@ -34,3 +44,8 @@ class Shuffle(nn.Sequential):
 
     def __init__(self, enter: int, leave: int) -> None:
         super().__init__(nn.Conv2d(enter, 4 * leave, 3, padding=1), nn.PixelShuffle(2))
+
+    @property
+    def bias(self) -> Tensor:
+        """(4 C',), four for each channel."""
+        return self[0].bias
