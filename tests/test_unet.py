@@ -1,0 +1,326 @@
+"""The U-Net, what makes it fast, and images larger than it was trained on."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from zoo.nn import Condition, UNet, checkpoint_blocks
+from zoo.nn.field_dropout import FieldDropout
+from zoo.nn.norm_silu import NormSiLU
+from zoo.nn.paths import EDMPath, Straight, VariancePreserving, spread
+from zoo.nn.unet import Double, Look, wide_group_norm
+from zoo.nn.upsample_guidance import repeated, upsampled
+from zoo.types import Unfit
+
+SMALL = {"dim": 8, "mult": (1, 2), "depth": 1, "attention": (8,), "heads": 2}
+LAYOUTS = [torch.contiguous_format, torch.channels_last]
+
+
+def network(context=None, **options):
+    """A small one whose weights all matter."""
+    torch.manual_seed(0)
+    model = UNet((3, 8, 8), context, **SMALL | options)
+    for p in model.parameters():
+        nn.init.normal_(p, std=0.2)
+    return model.double()
+
+
+def batch(side=8):
+    torch.manual_seed(1)
+    c = Condition(
+        torch.randn(2, 5).double(),
+        torch.randn(2, 4, 5).double(),
+        torch.tensor([[True, True, False, False], [True, True, True, True]]),
+    )
+    return torch.randn(2, 3, side, side).double(), torch.rand(2).double(), c
+
+
+def test_it_has_the_papers_parameters_for_cifar():
+    with torch.device("meta"):
+        model = UNet((3, 32, 32), None)
+    assert sum(p.numel() for p in model.parameters()) == 35_746_307
+
+
+@pytest.mark.parametrize("context", [None, 5])
+def test_it_tells_zero_at_first(context):
+    x, t, c = batch()
+    model = UNet((3, 8, 8), context, **SMALL).double()
+    assert model(x, t, None if context is None else c).abs().max() == 0
+
+
+def test_every_block_is_the_shortcut_at_first():
+    model = UNet((3, 8, 8), None, **SMALL).double()
+    x, h = torch.randn(2, 8, 8, 8).double(), torch.randn(2, 32).double()
+    assert torch.equal(model.down[0](x, h), x)
+
+
+@pytest.mark.parametrize("context", [None, 5])
+def test_the_loss_reaches_every_parameter(context):
+    x, t, c = batch()
+    model = network(context)
+    model(x, t, None if context is None else c).square().sum().backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum()] == []
+
+
+def test_time_vector_and_words_change_what_it_tells_and_words_that_are_not_there_do_not():
+    x, t, c = batch()
+    model = network(5).eval()
+    y = model(x, t, c)
+    assert (model(x, t + 0.3, c) - y).abs().max() > 1e-6
+    assert (model(x, t, c._replace(vector=c.vector + 1)) - y).abs().max() > 1e-6
+    for word, seen in ((1, True), (2, False)):
+        tokens = c.tokens.clone()
+        tokens[0, word] += 1
+        change = (model(x, t, c._replace(tokens=tokens)) - y).abs().flatten(1).max(1).values
+        assert bool(change[0] > 1e-9) == seen
+        assert change[1] == 0
+
+
+def test_examples_do_not_see_each_other():
+    x, t, c = batch()
+    model = network(5).eval()
+    turned = Condition(*(part.flip(0) for part in c))
+    torch.testing.assert_close(model(x.flip(0), t.flip(0), turned).flip(0), model(x, t, c))
+
+
+def test_a_class_is_a_single_word():
+    x, t, c = batch()
+    model = network(5).eval()
+    alone = Condition(c.vector)
+    as_word = Condition(c.vector, c.vector.unsqueeze(1), torch.ones(2, 1, dtype=torch.bool))
+    torch.testing.assert_close(model(x, t, alone), model(x, t, as_word))
+
+
+@pytest.mark.parametrize("policy", ["full", "sqrt", "selective", 2])
+def test_checkpointing_changes_no_gradient(policy):
+    x, t, c = batch()
+    gradients = []
+    for chosen in ("none", policy):
+        model = network(5, dropout=0.5).train()
+        checkpoint_blocks(model, chosen)
+        torch.manual_seed(2)
+        model(x, t, c).square().sum().backward()
+        gradients.append([p.grad for p in model.parameters()])
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+def test_odd_sizes_are_refused_in_words():
+    with pytest.raises(Unfit, match=r"shape=\[1, 28, 28\] is halved 3 times.*multiples of 8"):
+        UNet((1, 28, 28), None, attention=())
+    with pytest.raises(Unfit, match=r"shape=\[3, 7, 8\] is halved 1 times"):
+        network()(torch.zeros(1, 3, 7, 8).double(), torch.zeros(1).double())
+    with pytest.raises(Unfit, match="must be an image"):
+        UNet((2,), None)
+    with pytest.raises(ValueError, match=r"heights \[8, 4\]; try backbone.attention=\[4\]"):
+        UNet((3, 8, 8), None, dim=8, mult=(1, 2))
+    with pytest.raises(ValueError, match="16 channels cannot be split over heads=3; try heads=4"):
+        Look(16, 3)
+
+
+def test_it_takes_larger_images_than_those_it_was_made_for():
+    x, t, _ = batch(side=12)
+    assert network().eval()(x, t).shape == x.shape
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_half_precision_is_near(training):
+    x, t, c = batch()
+    model = network(5, dropout=0.0).float().train(training)
+    x, t, c = x.float(), t.float(), Condition(c.vector.float(), c.tokens.float(), c.mask)
+    full = model(x, t, c)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = model(x, t, c)
+    assert half.dtype == torch.bfloat16
+    assert (half - full).norm() < 0.05 * full.norm()
+    half.float().square().sum().backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_a_group_has_channels_enough_to_keep_what_the_time_adds():
+    assert [wide_group_norm(channels).num_groups for channels in (128, 384, 32, 8, 6, 9)] == [
+        32,
+        32,
+        8,
+        2,
+        1,
+        1,
+    ]
+    x = torch.randn(2, 8, 4, 4).double()
+    shift = torch.randn(2, 8, 1, 1).double()
+    norm = wide_group_norm(8).double()
+    assert (norm(x + shift) - norm(x)).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(("channels", "groups"), [(8, 8), (8, 4), (8, 1)])
+def test_norm_and_silu_are_torchs_and_so_are_their_gradients(layout, channels, groups):
+    torch.manual_seed(0)
+    norm = nn.GroupNorm(groups, channels).double()
+    nn.init.normal_(norm.weight)
+    nn.init.normal_(norm.bias)
+    x = (torch.randn(3, channels, 5, 6).double() + 2).contiguous(memory_format=layout).requires_grad_()
+    slope = torch.randn_like(x)
+    one = NormSiLU(norm).train()(x)
+    torch.testing.assert_close(one, F.silu(norm(x)))
+    torch.testing.assert_close(one, NormSiLU(norm).eval()(x))
+    leaves = [x, norm.weight, norm.bias]
+    mine, plain = (torch.autograd.grad((y * slope).sum(), leaves) for y in (one, F.silu(norm(x))))
+    for a, b in zip(mine, plain, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+
+def test_doubling_is_four_equal_pixels_and_a_convolution():
+    torch.manual_seed(0)
+    double = Double(4).double()
+    x = torch.randn(2, 4, 3, 5).double()
+    plain = F.conv2d(F.interpolate(x, scale_factor=2.0), double.weight, double.bias, padding=1)
+    torch.testing.assert_close(double(x), plain, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("p", [0.1, 0.5])
+def test_dropout_drops_as_often_as_it_says_and_keeps_the_mean(layout, p):
+    torch.manual_seed(0)
+    x = torch.ones(64, 9, 31, 7).contiguous(memory_format=layout).requires_grad_()
+    y = FieldDropout(p).train()(x)
+    n = x.numel()
+    assert abs((y == 0).double().mean().item() - p) < 4 * (p * (1 - p) / n) ** 0.5 + 2**-16
+    kept = y[y != 0]
+    torch.testing.assert_close(kept, torch.full_like(kept, 1 / (1 - p)), rtol=2e-4, atol=0)
+    assert y.stride() == x.stride()
+    (gradient,) = torch.autograd.grad(y.sum(), x)
+    torch.testing.assert_close(gradient, y.detach())
+    dropped = (y == 0).double().reshape(64, -1)
+    correlation = ((dropped[:, 1:] - p) * (dropped[:, :-1] - p)).mean().item()  # neighbours share a draw
+    assert abs(correlation) < 5 * p * (1 - p) / n**0.5
+
+
+def test_dropout_does_nothing_while_sampling_and_refuses_certainty():
+    x = torch.randn(2, 3)
+    assert FieldDropout(0.5).eval()(x) is x
+    assert FieldDropout(0.0).train()(x) is x
+    with pytest.raises(ValueError, match="dropout=1 is a probability below 1"):
+        FieldDropout(1)
+
+
+def test_with_diffusers_weights_it_tells_what_theirs_tells():
+    theirs = pytest.importorskip("diffusers", reason="diffusers is a peer of the benchmarks").UNet2DModel(
+        sample_size=8,
+        layers_per_block=1,
+        block_out_channels=(128, 128),  # as many as give 32 groups in both
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+        attention_head_dim=None,
+        norm_eps=1e-6,
+    )
+    ours = UNet((3, 8, 8), None, dim=128, mult=(1, 1), depth=1, attention=(4,), dropout=0.0)
+    pairs = [
+        (ours.embed.inner, theirs.time_embedding.linear_1),
+        (ours.embed.outer, theirs.time_embedding.linear_2),
+    ]
+    pairs += [
+        (ours.enter, theirs.conv_in),
+        (ours.norm.norm, theirs.conv_norm_out),
+        (ours.leave, theirs.conv_out),
+    ]
+    mine = [*ours.down, *ours.middle, *ours.up]
+    stages, resampled = ours.blocks, [block for block in mine if block not in ours.blocks]
+    parts = [*theirs.down_blocks, theirs.mid_block, *theirs.up_blocks]
+    pairs += zip(
+        resampled, [theirs.down_blocks[0].downsamplers[0].conv, theirs.up_blocks[0].upsamplers[0].conv]
+    )
+    looks = [stage.attention for stage in stages if stage.attention]
+    theirs_looks = [look for part in parts for look in getattr(part, "attentions", [])]
+    for one, other in zip(stages, [block for part in parts for block in part.resnets], strict=True):
+        pairs += [(one.norm.norm, other.norm1), (one.inner, other.conv1), (one.time, other.time_emb_proj)]
+        pairs += [(one.inner_norm.norm, other.norm2), (one.out, other.conv2)]
+        pairs += [] if isinstance(one.shortcut, nn.Identity) else [(one.shortcut, other.conv_shortcut)]
+    for one, other in zip(looks, theirs_looks, strict=True):
+        pairs += [(one.norm, other.group_norm), (one.q, other.to_q), (one.out, other.to_out[0])]
+        one.kv.weight.data = torch.cat([other.to_k.weight, other.to_v.weight]).detach()
+        one.kv.bias.data = torch.cat([other.to_k.bias, other.to_v.bias]).detach()
+    for one, other in pairs:
+        one.load_state_dict(other.state_dict())
+    assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in theirs.parameters())
+    x, t = torch.randn(2, 3, 8, 8), torch.rand(2)
+    with torch.no_grad():
+        torch.testing.assert_close(ours.eval()(x, t), theirs.eval()(x, 1000 * t).sample, rtol=1e-4, atol=1e-5)
+
+
+PATHS = [
+    (Straight(), (0.2, 0.7, 0.999)),
+    (VariancePreserving(), (0.1, 0.6, 0.99)),
+    (EDMPath(), (0.1, 2.0, 80.0)),
+]
+
+
+@pytest.mark.parametrize(("path", "times"), PATHS, ids=["straight", "vp", "edm"])
+def test_upsample_guidance_changes_nothing_of_what_is_exact_about_constant_blocks(path, times):
+    """7.7 of Hwang et al.: data constant on m x m blocks, and a network that knows the data."""
+    torch.manual_seed(0)
+    small = torch.randn(2, 1, 3, 3).double()
+    known = {3: small, 6: repeated(small, 2)}
+
+    def exact(x, t):
+        alpha, sigma = path.coefficients(t)
+        x_0 = known[x.shape[-1]]
+        return x_0, (x - spread(alpha, x) * x_0) / spread(sigma, x)
+
+    for time in times:
+        t = torch.full((2,), time).double()
+        alpha, sigma = path.coefficients(t)
+        x = spread(alpha, known[6]) * known[6] + spread(sigma, known[6]) * torch.randn(2, 1, 6, 6).double()
+        for told, guided in zip(exact(x, t), upsampled(exact, path, 2, share=1.0)(x, t), strict=True):
+            torch.testing.assert_close(guided, told, rtol=1e-7, atol=1e-8)
+
+
+def wrong(x, t):
+    """Estimates of x_0 and x_1 by no network that knows anything."""
+    return torch.sin(3 * x) * spread(t, x), torch.cos(x) + spread(t, x)
+
+
+def test_upsample_guidance_of_the_noise_is_the_papers():
+    path, m, w = VariancePreserving(), 2, 0.7
+    torch.manual_seed(0)
+    x, t = torch.randn(2, 1, 4, 4).double(), torch.tensor([0.5, 0.8]).double()
+    alpha, sigma = (a[:, None, None, None] for a in path.coefficients(t))
+    power = alpha**2 + sigma**2 / m**2
+    tau = path.at_ratio((sigma / m / alpha).flatten())
+    low = wrong(F.avg_pool2d(x, m) / power.sqrt(), tau)[1]
+    noise = wrong(x, t)[1]
+    paper = noise + w * repeated(low / m - F.avg_pool2d(noise, m), m)
+    torch.testing.assert_close(upsampled(wrong, path, m, strength=w, share=1.0)(x, t)[1], paper)
+
+
+def test_upsample_guidance_of_the_velocity_is_that_of_both_ends():
+    path, m, w = Straight(), 2, 0.7
+    torch.manual_seed(0)
+    x, t = torch.randn(2, 1, 4, 4).double(), torch.tensor([0.6, 0.9]).double()
+    a, s = 1 - t, t / m
+    tau, scale = s / (a + s), 1 / (a + s)
+    low_0, low_1 = wrong(scale[:, None, None, None] * F.avg_pool2d(x, m), tau)
+    x_0, x_1 = wrong(x, t)
+    velocity = x_1 - x_0
+    plain = velocity + w * repeated(low_1 / m - low_0 - F.avg_pool2d(velocity, m), m)
+    x_0, x_1 = upsampled(wrong, path, m, strength=w, share=1.0)(x, t)
+    torch.testing.assert_close(x_1 - x_0, plain, rtol=1e-9, atol=1e-9)
+
+
+def test_upsample_guidance_ends_with_its_share_and_at_full_strength_leaves_what_is_told_below():
+    path = Straight()
+    x = torch.randn(2, 1, 4, 4).double()
+    t = torch.tensor([0.4, 0.6]).double()
+    guided = upsampled(wrong, path, 2, share=0.5)(x, t)
+    for told, now in zip(wrong(x, t), guided, strict=True):
+        assert torch.equal(told[0], now[0])
+        assert not torch.equal(told[1], now[1])
+    s = t / 2
+    low_0, _ = wrong(F.avg_pool2d(x, 2) / (1 - t + s)[:, None, None, None], s / (1 - t + s))
+    torch.testing.assert_close(F.avg_pool2d(guided[0], 2)[1], low_0[1])
+    assert upsampled(wrong, path, 1)(x, t)[0].equal(wrong(x, t)[0])
+    with pytest.raises(ValueError, match="factor=0"):
+        upsampled(wrong, path, 0)
+    with pytest.raises(ValueError, match=r"a field of \(4, 4\) is no factor=3 times larger"):
+        upsampled(wrong, path, 3)(x, t)
