@@ -127,6 +127,17 @@ def test_evaluation_adds_numbers_and_replaces_equal_ones(copy):
     assert results(copy)["status"] == "finished"
 
 
+def test_what_is_unwell_is_told_in_words(tmp_path):
+    done = train(tmp_path, "model.beta=1000", "trainer.max_steps=20", "optimizer.lr=0.01")
+    assert done.code == 0, done.err
+    assert "val: active_units=0 of 2: the decoder leaves the latent unused; try" in done.err
+    unused = train(
+        tmp_path, "model=vqvae", "model.encoder.widths=[4,4]", "quantizer.levels=4096", "model.dim=4"
+    )
+    assert unused.code == 0, unused.err
+    assert "most codes never occur; try fewer levels" in unused.err
+
+
 def test_evaluation_of_the_last_weights_stands_beside_that_of_the_best(copy):
     assert (
         run("evaluate", f"run={copy}", "splits=[val]", "weights=last", "log_prob.samples=2", "n=0").code == 0

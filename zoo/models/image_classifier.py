@@ -57,6 +57,10 @@ class ImageClassifier(nn.Module):
         """The distance of pictures in [-1, 1]: (B, C, H, W) twice -> (B,)."""
         return feature_distance(self.network, a, b)
 
+    def embed(self, x: Tensor) -> Tensor:
+        """What its last scale sees in images of integers, the mean over places: (B, C, H, W) -> (B, D)."""
+        return self.network.features(self.scaled(x))[-1].mean((2, 3))
+
     def loss(self, x: Tensor, y: Tensor | None = None) -> dict[str, Tensor]:
         """loss: -log p(y | x) in nats per example."""
         return {"loss": F.cross_entropy(self.network(self.scaled(x)), labels(y))}

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zoo.types import Density, Kind, Measured, Prepared, Sampler, Scheduled, Unfit, can
+from zoo.models.unquantized import Unquantized
+from zoo.types import Codec, Density, Kind, Measured, Prepared, Sampler, Scheduled, Space, Unfit, can
 
 ENOUGH = 10_000  # examples that the scale of real latents is measured from
 
@@ -23,18 +24,32 @@ class Latent(nn.Module):
             trained and always in evaluation mode
     prior   prior(shape=, levels=) makes a model of the space codec.latent; its own options, as classes, are set
             before. Its options of `sample` are those of the pair
+    unquantized   take the vectors before the quantizer instead of codes, as diffusion needs; the decoder then
+            quantizes. Codecs whose latents are real numbers already are taken as they are
 
     Codes: log p(x) >= log p(x | z) + log p(z), a bound, as other codes may give x too; for codecs that have a
     likelihood of x given z (`explicit`, `log_likelihood`), as a VQVAE may. Others have none, a VQGAN never.
     Real latents are brought to mean 0 and variance 1, by two numbers that `prepare` measures.
 
-    Unfit for data that are not what the codec was trained on.
+    Unfit for data that are not what the codec was trained on; ValueError for a prior that cannot be made for such
+    latents, and for a codec that has only codes, where vectors are wanted.
     """
 
     def __init__(
-        self, *, shape: Any, levels: int | None, codec: nn.Module, prior: Callable[..., nn.Module]
+        self,
+        *,
+        shape: Any,
+        levels: int | None,
+        codec: nn.Module,
+        prior: Callable[..., nn.Module],
+        unquantized: bool = False,
     ) -> None:
         super().__init__()
+        if not can(codec, Codec):
+            raise ValueError(
+                f"the first stage, {type(codec).__name__}, has no latents; take a run of vqvae, vqgan, vae or "
+                "kl_autoencoder"
+            )
         own = (tuple(codec.shape), codec.levels)
         if own != (tuple(shape), levels):
             raise Unfit(
@@ -43,8 +58,10 @@ class Latent(nn.Module):
                 lambda space: (tuple(space.shape), space.levels) == own,
             )
         self.shape, self.levels = own
+        if unquantized and codec.latent.levels is not None:
+            codec = Unquantized(codec)
         self.codec = codec.requires_grad_(False).eval()
-        self.prior = prior(shape=codec.latent.shape, levels=codec.latent.levels)
+        self.prior = made(prior, codec.latent)
         self.explicit = bool(getattr(codec, "explicit", False)) and codec.latent.levels is not None
         self.conditional = bool(getattr(self.prior, "conditional", False))
         if codec.latent.levels is None:
@@ -67,6 +84,11 @@ class Latent(nn.Module):
     def blocks(self) -> list[nn.Module]:
         """What gradient checkpointing may wrap: the prior's."""
         return list(getattr(self.prior, "blocks", []))
+
+    @property
+    def evaluations(self) -> int | None:
+        """How often the prior's network was asked for each example of the last sample, where it counts that."""
+        return getattr(self.prior, "evaluations", None)
 
     def can(self, ability: type) -> bool:
         """Whether it has an ability of zoo.types: what its prior can, and a density if the codec has one too."""
@@ -173,3 +195,15 @@ class Latent(nn.Module):
     def _tells_codes(self) -> bool:
         exact = can(self.prior, Density) and self.prior.kind == "exact"
         return exact and self.codec.latent.levels is not None
+
+
+def made(prior: Callable[..., nn.Module], space: Space) -> nn.Module:
+    """The prior of a space of latents. ValueError where it is for others."""
+    try:
+        return prior(shape=space.shape, levels=space.levels)
+    except Unfit as error:
+        kind = "real numbers" if space.levels is None else f"codes below {space.levels}"
+        raise ValueError(
+            f"the first stage's latents are {kind} of shape={list(space.shape)}, and this prior is for others: {error} "
+            "Diffusion takes vectors with backbone=mlp, fields of vectors with any backbone; code_prior takes codes."
+        ) from None

@@ -1,5 +1,6 @@
 """The VQGAN: a VQ-VAE that is also to look alike and to look real. Esser, Rombach and Ommer 2020 (2012.09841).
 
+Around a zoo.models.KLAutoencoder the same is the KL autoencoder of latent diffusion: Rombach et al. 2021 (2112.10752).
 x is an image of integers (B, C, H, W), x^ the decoder's picture of it, D a critic.
 """
 
@@ -9,23 +10,27 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from zoo.models.kl_autoencoder import KLAutoencoder
 from zoo.models.vqvae import VQVAE
 from zoo.nn.adversarial import Hinge, PatchCritic, held
 from zoo.nn.distortion import scaled
 from zoo.nn.likelihood import wide
+from zoo.nn.ranks import averaged
+from zoo.types import Prepared, Scheduled, can
 
 
 class VQGAN(nn.Module):
-    """An autoencoder through codes, and a critic, trained by one loss in which each sees its own terms only.
+    """An autoencoder and a critic, trained by one loss in which each sees its own terms only.
 
-    loss = rec + w_p perceptual(x, x^) + the quantizer's terms         the autoencoder's
+    loss = rec + w_p perceptual(x, x^) + the quantizer's terms, or KL  the autoencoder's
            + lambda generator(D~(x^)) + critic(D(x), D(sg(x^)))        from step `start` on
     lambda = w |grad rec + w_p perceptual| / (|grad generator| + 1e-4), gradients of the decoder's last layer
 
     In the generator's term D~ is D with its weights held constant, in the critic's x^ is: so one backward pass
     and one optimizer serve both; optimizer.groups gives the critic a learning rate of its own.
 
-    autoencoder   autoencoder(shape=, levels=) makes the zoo.models.VQVAE, with an error of pixels for distortion
+    autoencoder   autoencoder(shape=, levels=) makes the zoo.models.VQVAE, with an error of pixels for distortion, or
+                  the KLAutoencoder
     critic        critic((C, H, W)) makes D; game has the losses of both: zoo.nn.Hinge or NonSaturating
     perceptual    a network whose perceptual(a, b) is a distance of pictures (B,), as zoo.pretrained gives it or
                   zoo.nn.LPIPS; None for none. It is never trained. perceptual_weight is w_p
@@ -44,7 +49,7 @@ class VQGAN(nn.Module):
         *,
         shape: Sequence[int],
         levels: int | None,
-        autoencoder: Callable[..., VQVAE] = VQVAE,
+        autoencoder: Callable[..., VQVAE | KLAutoencoder] = VQVAE,
         critic: Callable[[tuple[int, ...]], nn.Module] = PatchCritic,
         game: Any = None,
         perceptual: nn.Module | None = None,
@@ -56,7 +61,7 @@ class VQGAN(nn.Module):
         super().__init__()
         self.autoencoder = autoencoder(shape=shape, levels=levels)
         self.shape, self.levels = self.autoencoder.shape, self.autoencoder.levels
-        self.latent = self.autoencoder.latent
+        self.latent, self.vectors = self.autoencoder.latent, getattr(self.autoencoder, "vectors", None)
         if self.autoencoder.explicit:
             raise ValueError(
                 "a VQGAN's decoder makes pictures, and a likelihood has none; take distortion=zoo.nn.Absolute"
@@ -88,7 +93,7 @@ class VQGAN(nn.Module):
         return self
 
     def loss(self, x: Tensor, y: Tensor | None = None) -> dict[str, Tensor]:
-        """Both players' loss and its terms, each without its weight but for the quantizer's; y is not used."""
+        """Both players' loss and its terms, each without its weight but for the autoencoder's; y is not used."""
         picture, _, terms = self.autoencoder.through(x)
         real = self.autoencoder.scaled(x)
         told = {"reconstruction": self.autoencoder.reconstruction(picture, x), **terms}
@@ -109,37 +114,51 @@ class VQGAN(nn.Module):
         return {"loss": loss, **told}
 
     def balance(self, alike: Tensor, generator: Tensor) -> Tensor:
-        """lambda, which gives both terms gradients of the same length at the decoder's last layer, but for w."""
+        """lambda, which gives both terms gradients of the same length at the decoder's last layer, but for w.
+
+        The gradients are those of the whole batch, of all ranks.
+        """
         if not self.adaptive:
             return torch.full_like(generator.detach(), self.weight)
         last = self.autoencoder.decoder.output[-1].weight
         one, two = (
-            torch.autograd.grad(term, last, retain_graph=True)[0].norm() for term in (alike, generator)
+            averaged(torch.autograd.grad(term, last, retain_graph=True)[0]).norm()
+            for term in (alike, generator)
         )
         return (self.weight * (one / (two + 1e-4)).clamp(0.0, 1e4)).detach()
 
-    def encode(self, x: Tensor) -> Tensor:
-        """The codes: (B, C, H, W) -> (B, L, H', W'), integers."""
-        return self.autoencoder.encode(x)
+    def encode(self, x: Tensor, **options: Any) -> Tensor:
+        """The codes (B, L, H', W'), integers; or the KL autoencoder's vectors (B, D, H', W'), with its options."""
+        return self.autoencoder.encode(x, **options)
 
     def decode(self, z: Tensor) -> Tensor:
-        """The image of codes: (B, L, H', W') -> (B, C, H, W), integers."""
+        """The image of codes, or of the KL autoencoder's vectors: -> (B, C, H, W), integers."""
         return self.autoencoder.decode(z)
 
+    def field(self, x: Tensor) -> Tensor:
+        """The vectors that are quantized: (B, C, H, W) -> (B, D, H', W')."""
+        return self.autoencoder.field(x)
+
+    def picture(self, z: Tensor) -> Tensor:
+        """The image of vectors, which are quantized first: (B, D, H', W') -> (B, C, H, W), integers."""
+        return self.autoencoder.picture(z)
+
     def reconstruct(self, x: Tensor) -> Tensor:
-        """What is left of an image after its codes."""
+        """What is left of an image after its latent."""
         return self.autoencoder.reconstruct(x)
 
     def prepare(self, batches: Iterable[dict[str, Tensor]]) -> None:
         """What the autoencoder measures; and the perceptual network's weights, where they are files."""
         if hasattr(self.perceptual, "load"):
             self.perceptual.load()
-        self.autoencoder.prepare(batches)
+        if can(self.autoencoder, Prepared):
+            self.autoencoder.prepare(batches)
 
     def at(self, step: int) -> None:
         """The number of optimizer steps done."""
         self.step = step
-        self.autoencoder.at(step)
+        if can(self.autoencoder, Scheduled):
+            self.autoencoder.at(step)
 
     @torch.no_grad()
     def statistics(self, x: Tensor, y: Tensor | None = None) -> dict[str, Tensor]:
@@ -156,3 +175,7 @@ class VQGAN(nn.Module):
         if self.perceptual is not None:
             told["perceptual"] = float(sums["perceptual"]) / float(sums["count"])
         return told
+
+    def unwell(self, told: dict[str, float]) -> list[str]:
+        """What is bad about the autoencoder, in words."""
+        return self.autoencoder.unwell(told) if hasattr(self.autoencoder, "unwell") else []

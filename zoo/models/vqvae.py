@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from zoo.nn import fidelity
 from zoo.nn.autoencoder import FieldDecoder, FieldEncoder
 from zoo.nn.distortion import Squared, scaled
-from zoo.nn.fidelity import mse, psnr, ssim
 from zoo.nn.quantizers import Quantizer, VectorQuantizer, flat
 from zoo.types import Space, Unfit
 
@@ -65,6 +65,7 @@ class VQVAE(nn.Module):
         with torch.no_grad():
             _, _, h, w = self.encoder(torch.zeros(2, C, H, W)).shape  # GroupNorm takes no single number
         self.latent = Space((self.quantizer.depth, h, w), self.quantizer.levels)
+        self.vectors = Space((dim, h, w))  # that are quantized
 
     @property
     def blocks(self) -> list[nn.Module]:
@@ -98,6 +99,17 @@ class VQVAE(nn.Module):
     def decode(self, z: Tensor) -> Tensor:
         """The most probable image: codes (B, L, H', W') -> (B, C, H, W), integers."""
         return self.distortion.mode(self.decoded(z))
+
+    @torch.no_grad()
+    def field(self, x: Tensor) -> Tensor:
+        """The vectors that are quantized: (B, C, H, W) -> (B, D, H', W')."""
+        return self.encoder(self.scaled(x))
+
+    @torch.no_grad()
+    def picture(self, z: Tensor) -> Tensor:
+        """The most probable image of vectors, which are quantized first: (B, D, H', W') -> (B, C, H, W), integers."""
+        z_q = self.quantizer(z.to(next(self.decoder.parameters()).dtype))[0]
+        return self.distortion.mode(self.decoder(z_q))
 
     def decoded(self, z: Tensor) -> Tensor:
         """The decoder's output for codes: (B, L, H', W') -> (B, F, H, W)."""
@@ -149,28 +161,18 @@ class VQVAE(nn.Module):
     def statistics(self, x: Tensor, y: Tensor | None = None) -> dict[str, Tensor]:
         """Sums over the batch of what tells images from their reconstructions, and of the codes that occur."""
         codes = self.encode(x)
-        a, b = ((image.double() / (self.levels - 1)) for image in (x, self.decode(codes)))
         return {
-            "count": torch.tensor(len(x), device=x.device),
-            "mse": mse(a, b).sum(),
-            "psnr": psnr(a, b).sum(),
-            "ssim": ssim(a, b).sum(),
-            "x": a.mean((1, 2, 3)).sum(),
-            "square": a.square().mean((1, 2, 3)).sum(),
+            **fidelity.sums(x, self.decode(codes), self.levels),
             **self.quantizer.statistics(codes if self.quantizer.depth > 1 else codes.squeeze(1)),
         }
 
     def summarize(self, sums: dict[str, Tensor]) -> dict[str, float]:
-        """Errors of the reconstructions as images of integers, with pixels from 0 to 1, and the use of the codes.
+        """Errors of the reconstructions as images of integers (zoo.nn.fidelity), and the use of the codes."""
+        return fidelity.means(sums) | self.quantizer.summarize({"codes": sums["codes"]})
 
-        mse, psnr (dB), ssim are means over images; normalized_mse is the mse over the variance of all pixels.
-        """
-        means = {
-            name: float(sums[name]) / float(sums["count"]) for name in ("mse", "psnr", "ssim", "x", "square")
-        }
-        variance = means.pop("square") - means.pop("x") ** 2
-        told = {**means, "normalized_mse": means["mse"] / max(variance, 1e-12)}
-        return told | self.quantizer.summarize({"codes": sums["codes"]})
+    def unwell(self, told: dict[str, float]) -> list[str]:
+        """What is bad about the use of the codes, in words."""
+        return self.quantizer.unwell(told)
 
     def scaled(self, x: Tensor) -> Tensor:
         """x as the encoder sees it, in [-1, 1]."""

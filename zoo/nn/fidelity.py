@@ -37,6 +37,29 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
     return similar.flatten(1).mean(1)
 
 
+def sums(x: Tensor, back: Tensor, levels: int) -> dict[str, Tensor]:
+    """Sums over a batch of what tells images of integers from their reconstructions: (B, C, H, W) twice."""
+    a, b = (image.double() / (levels - 1) for image in (x, back))
+    return {
+        "count": torch.tensor(len(x), device=x.device),
+        "mse": mse(a, b).sum(),
+        "psnr": psnr(a, b).sum(),
+        "ssim": ssim(a, b).sum(),
+        "x": a.mean((1, 2, 3)).sum(),
+        "square": a.square().mean((1, 2, 3)).sum(),
+    }
+
+
+def means(sums: dict[str, Tensor]) -> dict[str, float]:
+    """Errors of reconstructions, of `sums` over a whole split, with pixels from 0 to 1.
+
+    mse, psnr (dB), ssim are means over images; normalized_mse is the mse over the variance of all pixels.
+    """
+    told = {name: float(sums[name]) / float(sums["count"]) for name in ("mse", "psnr", "ssim", "x", "square")}
+    variance = told.pop("square") - told.pop("x") ** 2
+    return {**told, "normalized_mse": told["mse"] / max(variance, 1e-12)}
+
+
 def bell(size: int, like: Tensor) -> Tensor:
     """A Gaussian's values at `size` places around its middle, which sum to 1."""
     t = torch.arange(size, dtype=like.dtype, device=like.device) - (size - 1) / 2

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from zoo.nn.codebook import Codebook, kmeans, nearest
 from zoo.nn.likelihood import wide
 
+USED = 0.1  # with a smaller part of its codes in use a codebook has collapsed
+
 
 class Quantizer(nn.Module):
     """What an autoencoder asks of its quantizer; made as quantizer(dim), dim = D.
@@ -52,6 +54,15 @@ class Quantizer(nn.Module):
             "codebook_use": float((counts > 0).double().mean()),
             "codebook_perplexity": float(entropy.exp()),
         }
+
+    def unwell(self, told: dict[str, float]) -> list[str]:
+        """A sentence where nine codes of ten never occur."""
+        if told["codebook_use"] >= USED:
+            return []
+        return [
+            f"codebook_use={told['codebook_use']:.3f} of {self.levels}: most codes never occur; try fewer levels, or "
+            "quantizer=revived, simvq or fsq"
+        ]
 
 
 class VectorQuantizer(Quantizer):

@@ -17,6 +17,11 @@ def summed(x: Tensor) -> Tensor:
     return x
 
 
+def averaged(x: Tensor) -> Tensor:
+    """The mean of x over all ranks, on each of them."""
+    return summed(x) / dist.get_world_size() if together() else x
+
+
 def first(x: Tensor) -> Tensor:
     """Rank 0's x, on every rank."""
     if together():
