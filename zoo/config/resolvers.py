@@ -1,6 +1,8 @@
 """Facts that a YAML cannot state because they depend on the machine: computed when read, without torch."""
 
+import json
 import sys
+from pathlib import Path
 from typing import Any
 
 
@@ -29,6 +31,17 @@ def minus(whole: int, part: int) -> int:
     return whole - part
 
 
+def pairs(root: str, key: str) -> Any:
+    """`${pairs:${dataset.source.root},shape}`: a fact of the pairs that scripts/prepare.py reflow wrote into a folder.
+
+    FileNotFoundError if it wrote none there.
+    """
+    path = Path(root) / "facts.json"
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist; scripts/prepare.py reflow run=runs/<one> writes it")
+    return json.loads(path.read_text())[key]
+
+
 def register() -> None:
     """Make the resolvers known to OmegaConf; again is harmless."""
     from omegaconf import OmegaConf
@@ -36,3 +49,4 @@ def register() -> None:
     OmegaConf.register_new_resolver("vocabulary_size", vocabulary_size, replace=True)
     OmegaConf.register_new_resolver("python_version", python_version, replace=True)
     OmegaConf.register_new_resolver("minus", minus, replace=True)
+    OmegaConf.register_new_resolver("pairs", pairs, replace=True)
