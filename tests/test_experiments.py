@@ -19,7 +19,16 @@ from zoo.training.optimizers import grouped
 
 EXPERIMENTS, SWEEPS = options("experiment"), options("sweep")
 # what evaluations tell: of a likelihood, and of models' own health
-METRICS = {"nats", "bits_per_dim", "bits_per_char", "nats_per_token", "perplexity", "accuracy"}
+METRICS = {
+    "nats",
+    "bits_per_dim",
+    "bits_per_char",
+    "nats_per_token",
+    "perplexity",
+    "accuracy",
+    "w2_squared",
+    "fid",
+}
 BUDGET = re.compile(r"(cpu|gpu), (\d+) min")
 
 
@@ -42,7 +51,12 @@ STAGES = {
         "~model.codec",
         "+model.codec={_target_: zoo.models.VQVAE, shape: [3, 32, 32], levels: 256}",
     ],
+    "latent_diffusion/cifar10": [
+        "~model.codec",
+        "+model.codec={_target_: zoo.models.KLAutoencoder, shape: [3, 32, 32], levels: 256}",
+    ],
     "vqgan/cifar10": ["perceptual=none"],
+    "kl_autoencoder/cifar10": ["perceptual=none"],
 }
 
 
@@ -98,7 +112,7 @@ def test_an_experiment_can_be_built_and_what_it_claims_is_no_part_of_it(name):
     schedule = build(told["schedule"], "schedule")
     steps = told["trainer"]["max_steps"]
     assert 0 < schedule(steps - 1, steps=steps) < schedule(told["schedule"]["warmup"], steps=steps) or (
-        schedule(0, steps=steps) == schedule(steps - 1, steps=steps) == 1
+        schedule(told["schedule"]["warmup"], steps=steps) == schedule(steps - 1, steps=steps) == 1
     )
     data = {"train": "a"}
     assert identity(told, data) == identity(told | {"experiment": None}, data)
@@ -124,7 +138,7 @@ def test_a_sweep_is_a_cpus_and_its_choices_are_there(name):
 
 
 def test_the_sweeps_leave_out_only_what_cannot_be():
-    """Two mixers have no causal form; rope2d needs images; auto is one of the others."""
+    """Two mixers have no causal form; rope2d and sinusoidal2d need images; auto is one of the others."""
     swept = {
         name: set(
             next(iter(yaml.safe_load(text("sweep", name))["hydra"]["sweeper"]["params"].values())).split(",")
@@ -132,7 +146,7 @@ def test_the_sweeps_leave_out_only_what_cannot_be():
         for name in ("mixers", "positions")
     }
     assert set(options("mixer")) - swept["mixers"] == {"efficient", "nystrom"}
-    assert set(options("position")) - swept["positions"] == {"auto", "rope2d"}
+    assert set(options("position")) - swept["positions"] == {"auto", "rope2d", "sinusoidal2d"}
 
 
 def test_the_sweep_over_positions_tells_how_far_each_goes_on_any_text(tmp_path):

@@ -74,14 +74,15 @@ def test_the_ancestral_sampler_gives_the_law_of_the_data(name):
     close(x.std(0), gaussian.S, 0.02)
 
 
-def test_a_thousand_ancestral_steps_are_ddpms():
-    """Ho et al. 2020, eq. 6 and 7, with their betas, step by step."""
+@pytest.mark.parametrize("variance", ["small", "large"])
+def test_a_thousand_ancestral_steps_are_ddpms(variance):
+    """Ho et al. 2020, eq. 6 and 7, with their betas and each of their variances, step by step."""
     path, z = VariancePreserving(), points()
     betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
     bar = (1 - betas).cumprod(0)
     seen, field = [], gaussian.field(path)
     torch.manual_seed(1)
-    end = ddpm(field, z, path.grid(1000), watch=lambda i, t, x: seen.append(x))
+    end = ddpm(field, z, path.grid(1000), variance=variance, watch=lambda i, t, x: seen.append(x))
     torch.manual_seed(1)
     x = z
     for i in reversed(range(1000)):
@@ -89,7 +90,8 @@ def test_a_thousand_ancestral_steps_are_ddpms():
         last = bar[i - 1] if i else torch.ones(())
         x_0, _ = gaussian.field(path).ends(x, torch.tensor((i + 1) / 1000, dtype=torch.float64))
         mean = last.sqrt() * beta / (1 - now) * x_0 + (1 - beta).sqrt() * (1 - last) / (1 - now) * x
-        x = mean + (beta * (1 - last) / (1 - now)).sqrt() * torch.randn_like(x) if i else mean
+        squared = beta if variance == "large" else beta * (1 - last) / (1 - now)
+        x = mean + squared.sqrt() * torch.randn_like(x) if i else mean
         close(seen[1000 - i], x, 1e-6)
     close(end, x, 1e-6)
     assert field.evaluations == 1000

@@ -19,7 +19,7 @@ from zoo.nn.divergence import rademacher, transported
 from zoo.nn.interval import Interval
 from zoo.nn.likelihood import wide
 from zoo.nn.paths import Path, Straight, shifted, spread
-from zoo.nn.solvers import Field, Solver, ddim, rk45, solve, straightness
+from zoo.nn.solvers import Field, Solver, Variance, Watch, ddim, rk45, solve, straightness
 from zoo.nn.targets import PlainWeight, Target, Velocity
 from zoo.nn.times import TimeSampler, Uniform
 from zoo.nn.transport import Independent
@@ -89,7 +89,9 @@ class Diffusion(nn.Module):
         self.protocol = {"trace": "exact" if self.exact else "Hutchinson's, Rademacher probes"}
         if levels is not None:
             self.protocol["dequantization"] = "uniform"
+        self.on_request = not self.exact  # a likelihood takes hundreds of passes of the network
         self.evaluations = 0  # of the network, for each example of the last sample
+        self.watch: Watch = None  # told of each step of a sampling: zoo.nn.solvers
 
     @property
     def blocks(self) -> list[nn.Module]:
@@ -134,6 +136,7 @@ class Diffusion(nn.Module):
         guidance: float = 1.0,
         shift: float | None = None,
         eta: float = 0.0,
+        variance: Variance = "small",
         tolerance: float = 1e-5,
         clip: bool = False,
         upsample: int = 1,
@@ -146,9 +149,9 @@ class Diffusion(nn.Module):
         guidance    w of v = v_without + w (v_with - v_without); 1 is the condition alone, 0 nothing of it
         shift       of the times (zoo.nn.shifted); None: that of the training
         eta         of ddim: 0 draws nothing, 1 as much as ddpm
+        variance    of ddpm's noise: small or large, theirs for the best FID
         tolerance   of rk45
         clip        keep the estimate of x_0 within [-1, 1] at each step, as Ho et al. 2020, of images of integers
-
         upsample    images so many times as wide as the data, by upsample guidance (zoo.nn.upsample_guidance)
 
         ValueError for options that do not go together.
@@ -163,7 +166,14 @@ class Diffusion(nn.Module):
             raise ValueError(f"upsample={upsample}: images are made larger by a whole number, 1 leaves them")
         field = self.field(self.asked(n, y), guidance=guidance, clip=clip, upsample=upsample)
         shift = self.shift if shift is None else shift
-        options = {"steps": steps, "shift": shift, "eta": eta, "tolerance": tolerance}
+        options = {
+            "steps": steps,
+            "shift": shift,
+            "eta": eta,
+            "variance": variance,
+            "tolerance": tolerance,
+            "watch": self.watch,
+        }
         x_0 = solve(field, self.noise(n, upsample), solver=solver, **options)
         self.evaluations = field.evaluations
         return self.interval.data(x_0)

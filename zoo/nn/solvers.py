@@ -19,6 +19,7 @@ from zoo.nn.targets import Velocity
 
 Function = Callable[[Tensor, Tensor], Tensor]
 Watch = Callable[[int, Tensor, Tensor], Any] | None
+Variance = Literal["small", "large"]
 Solver = Literal["euler", "heun", "midpoint", "rk4", "rk45", "ddpm", "ddim", "dpm_solver"]
 
 
@@ -113,13 +114,20 @@ def rk45(
     return x
 
 
-def ddpm(field: Field, x: Tensor, times: Tensor, *, watch: Watch = None) -> Tensor:
+def ddpm(
+    field: Field, x: Tensor, times: Tensor, *, variance: Variance = "small", watch: Watch = None
+) -> Tensor:
     """The ancestral sampler: x_s drawn from q(x_s | x_t, x_0) with the estimate of x_0. Ho et al. 2020, algorithm 2.
 
-    mean = alpha_s b / sigma_t^2 x_0 + (alpha_t / alpha_s) sigma_s^2 / sigma_t^2 x_t, variance b sigma_s^2 / sigma_t^2,
-    with b = sigma_t^2 - (alpha_t / alpha_s)^2 sigma_s^2: beta of the step, whatever its length. It is the smaller of
-    their two variances; nothing is drawn in the step to t = 0.
+    mean = alpha_s b / sigma_t^2 x_0 + (alpha_t / alpha_s) sigma_s^2 / sigma_t^2 x_t,
+    with b = sigma_t^2 - (alpha_t / alpha_s)^2 sigma_s^2: beta of the step, whatever its length. Nothing is drawn in
+    the step to t = 0.
+
+    variance    small: b sigma_s^2 / sigma_t^2, right where x_0 is one point; large: b, right where x_0 ~ N(0, 1), by
+                which their FID is. ValueError for another
     """
+    if variance not in ("small", "large"):
+        raise ValueError(f"variance={variance}: small or large")
 
     def step(x: Tensor, t: Tensor, h: Tensor) -> Tensor:
         (alpha_t, sigma_t), (alpha_s, sigma_s) = field.path.coefficients(t), field.path.coefficients(t + h)
@@ -129,7 +137,8 @@ def ddpm(field: Field, x: Tensor, times: Tensor, *, watch: Watch = None) -> Tens
         mean = (alpha_s * beta / sigma_t.square()) * x_0 + (alpha_t / alpha_s * part) * x
         if sigma_s == 0:
             return mean
-        return mean + (beta * part).clamp(min=0).sqrt() * torch.randn_like(x)
+        spread_out = beta * part if variance == "small" else beta
+        return mean + spread_out.clamp(min=0).sqrt() * torch.randn_like(x)
 
     return stepped(step, x, times, watch)
 
@@ -232,6 +241,7 @@ def solve(
     steps: int = 50,
     shift: float = 1.0,
     eta: float = 0.0,
+    variance: Variance = "small",
     tolerance: float = 1e-5,
     watch: Watch = None,
 ) -> Tensor:
@@ -243,20 +253,24 @@ def solve(
     steps       rk45 chooses its own
     shift       of the times (zoo.nn.paths.shifted)
     eta         of ddim
+    variance    of ddpm
     tolerance   of rk45
 
-    Raises ValueError for an unknown solver, and for eta of another than ddim.
+    Raises ValueError for an unknown solver, for eta of another than ddim, and for variance of another than ddpm.
     """
     if solver not in SOLVERS:
         raise ValueError(f"solver={solver}: there are {', '.join(SOLVERS)}")
     if eta and solver != "ddim":
         raise ValueError(f"eta={eta} is an option of solver=ddim, not of {solver}")
+    if variance != "small" and solver != "ddpm":
+        raise ValueError(f"variance={variance} is an option of solver=ddpm, not of {solver}")
     path = field.path
     times = path.grid(steps, shift=shift)
     x = path.coefficients(times[0])[1] * x_1
     if solver == "rk45":
         times = torch.tensor([path.span[1], path.span[0], 0.0] if path.span[0] else [path.span[1], 0.0])
-    options: dict[str, Any] = {"ddim": {"eta": eta}, "rk45": {"tolerance": tolerance}}.get(solver, {})
+    own = {"ddim": {"eta": eta}, "ddpm": {"variance": variance}, "rk45": {"tolerance": tolerance}}
+    options: dict[str, Any] = own.get(solver, {})
     if solver in FOLLOW or not path.span[0]:
         return SOLVERS[solver](field, x, times, watch=watch, **options)
     x = SOLVERS[solver](field, x, times[:-1], watch=watch, **options)
