@@ -1,18 +1,17 @@
-"""What there is to choose: uv run scripts/list.py [matrix | models | datasets | experiments ...] [--bidirectional]
+"""What there is to choose: uv run scripts/list.py [matrix | model | mixer | dataset ...] [--bidirectional]
 
+Each group is a folder of configs/, or of your own by --config-dir, and each choice is told by its file's first line.
 The matrix tells which position encoding goes with which token mixer, and in which form, as the classes say it.
 """
 
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
-from zoo.config.catalogue import CONFIGS, options
+from zoo.config.catalogue import CONFIGS, folders, group_names, options
 from zoo.config.explain import leaves
 
-SECTIONS = ("matrix", "models", "datasets", "experiments")
 WIDTH = 64  # of the networks that are built to find out what fits
 FORMS = {
     "input": "in the input of the first block, or of each",
@@ -67,21 +66,25 @@ def matrix(causal: bool) -> Iterator[str]:
     yield "    *      what position=auto takes"
 
 
-def sentence(path: Path) -> str:
-    """What a file of configs/ says of itself in its first comment."""
-    lines = path.read_text().splitlines()
-    return lines[1 if lines[0].startswith("# @package") else 0].removeprefix("# ")
+def sentence(group: str, name: str) -> str:
+    """What a file of configs/, or of the user's own folder, says of itself in its first comment."""
+    (*_, path) = (path for folder in folders() if (path := folder / group / f"{name}.yaml").is_file())
+    for line in path.read_text().splitlines():
+        if not line.startswith("# @package"):
+            return line.removeprefix("# ") if line.startswith("#") else "(its file opens without a sentence)"
+    return "(its file is empty)"
 
 
-def models() -> Iterator[str]:
-    """Each model and what it is."""
-    width = max(map(len, options("model"))) + 2
-    for name in options("model"):
-        yield f"  {name:{width}}{sentence(CONFIGS / 'model' / f'{name}.yaml')}"
+def described(group: str) -> Iterator[str]:
+    """Each choice of a group and what it is, with its source."""
+    names = options(group)
+    width = max(map(len, names), default=0) + 2
+    for name in names:
+        yield f"  {name:{width}}{sentence(group, name)}"
 
 
 def datasets() -> Iterator[str]:
-    """Each dataset and its facts; those that follow from data that may not be here are told so."""
+    """Each dataset, and the facts of each; those that follow from data that may not be here are told so."""
     from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf
 
@@ -89,12 +92,16 @@ def datasets() -> Iterator[str]:
 
     resolvers.register()
     names = options("dataset")
+    own = ",".join(f"file://{folder.resolve()}" for folder in folders()[1:])
+    path = [f"hydra.searchpath=[{own}]"] if own else []
     width = max(map(len, names)) + 2
+    yield from described("dataset")
+    yield ""
     columns = ("kind", "shape", "levels", "classes", "unit", "sizes")
     yield f"  {'':{width}}" + "".join(f"{column:{14}}" for column in columns).rstrip()
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         for name in names:
-            config = compose("train", overrides=[f"dataset={name}"])
+            config = compose("train", overrides=[*path, f"dataset={name}"])
             facts = OmegaConf.to_container(config.dataset, resolve=False)
             told = [fact(config, column, facts.get(column)) for column in columns]
             yield f"  {name:{width}}" + "".join(f"{text:{14}}" for text in told).rstrip()
@@ -103,13 +110,17 @@ def datasets() -> Iterator[str]:
 def fact(config: Any, column: str, raw: Any) -> str:
     """A fact in few letters."""
     from omegaconf import OmegaConf
+    from omegaconf.errors import InterpolationResolutionError
 
     texts = [str(value) for _, value in leaves({"": raw})]
     if any("vocabulary_size" in text for text in texts):
         return "by its text"
     if "???" in texts:
         return "to be given"
-    node = OmegaConf.select(config, f"dataset.{column}")
+    try:
+        node = OmegaConf.select(config, f"dataset.{column}")
+    except InterpolationResolutionError:  # of files that are not here
+        return "by its files"
     plain = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
     if isinstance(plain, dict):
         return " / ".join("?" if size is None else f"{size:,}" for size in plain.values())
@@ -119,25 +130,30 @@ def fact(config: Any, column: str, raw: Any) -> str:
 
 
 def experiments() -> Iterator[str]:
-    """Each published number that there is a command for."""
-    for path in sorted((CONFIGS / "experiment").rglob("*.yaml")):
-        name = path.relative_to(CONFIGS / "experiment").with_suffix("").as_posix()
+    """Each row of a paper that there is a command for."""
+    for name in options("experiment"):
         yield f"  experiment={name}"
-        yield f"      {sentence(path)}"
+        yield f"      {sentence('experiment', name)}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the sections that are asked for, all of them by default."""
+    sections = ("matrix", *group_names())
     parser = argparse.ArgumentParser(prog="list.py", description="What there is to choose.")
-    parser.add_argument("sections", nargs="*", metavar="section", help=", ".join(SECTIONS))
+    parser.add_argument("sections", nargs="*", metavar="section", help=", ".join(sections))
     parser.add_argument("--bidirectional", action="store_true", help="the matrix of networks that see all")
+    parser.add_argument("--config-dir", metavar="FOLDER", help="your own configs, told beside these")
     told = parser.parse_args(arguments)
-    if unknown := [name for name in told.sections if name not in SECTIONS]:
-        parser.error(f"{unknown[0]} is no section; there are {', '.join(SECTIONS)}")
-    for name in told.sections or SECTIONS:
+    if unknown := [name for name in told.sections if name not in sections]:
+        parser.error(f"{unknown[0]} is no section; there are {', '.join(sections)}")
+    own = {
+        "matrix": lambda: matrix(not told.bidirectional),
+        "dataset": datasets,
+        "experiment": experiments,
+    }
+    for name in told.sections or sections:
         print(name)
-        lines = {"models": models, "datasets": datasets, "experiments": experiments}.get(name)
-        print("\n".join(lines() if lines else matrix(not told.bidirectional)), end="\n\n")
+        print("\n".join(own[name]() if name in own else described(name)), end="\n\n")
     return 0
 
 

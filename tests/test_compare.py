@@ -335,7 +335,7 @@ def test_metric_split_and_columns_choose_what_is_shown(folder, table):
     run["numbers"].append(run["numbers"][0] | {"name": "bits_per_dim", "unit": "bits/dim", "value": 3.25})
     run["numbers"].append(run["numbers"][0] | {"split": "val", "value": 87.0})
     path.write_text(json.dumps(run))
-    text = table("--metric", "bits_per_dim", "--columns", "optimizer.lr")
+    text = table("--metric", "bits_per_dim", "--facts", "optimizer.lr")
     assert text.splitlines()[0].split("  ")[-2:] == ["test bits/dim ↓", "optimizer.lr"]
     assert line(text, "vae").split()[-3:] == ["=", "3.250", "0.1"]
     assert "= 87.00" in table("--split", "val")
@@ -388,12 +388,161 @@ def test_unknown_names_are_refused_with_what_there_is(folder, refusal, tmp_path)
         "--rows", "optimizer.lrr"
     )
     assert "no run has the config key sead; did you mean seed" in refusal("--over", "sead")
-    assert "no run has the config key stepz" in refusal("--columns", "stepz")
+    assert "no run has the config key stepz" in refusal("--facts", "stepz")
     assert "no run has the metric natz; did you mean nats? there are: nats" in refusal("--metric", "natz")
     assert "no run has numbers of the split tset; there are: test" in refusal("--split", "tset")
     assert "there is no file" in refusal("--published", str(tmp_path / "no.csv"))
     (tmp_path / "bad.csv").write_text("a,b\n1,2\n")
     assert "is no CSV with columns row,metric,value" in refusal("--published", str(tmp_path / "bad.csv"))
+
+
+PAIRS = {
+    ("Rotary", "Attention"): 3.0,
+    ("ALiBi", "Attention"): 2.5,
+    ("Rotary", "Mamba"): 2.0,
+    ("ALiBi", "Mamba"): 2.25,
+}
+
+
+@pytest.fixture
+def grid(folder):
+    """Two mixers with two encodings, three seeds each; the seeds' luck is shared, and a little of their own."""
+    for i, ((position, mixer), value) in enumerate(PAIRS.items()):
+        for seed in range(3):
+            config = {
+                "mixer": {"_target_": f"zoo.nn.{mixer}"},
+                "position": {"_target_": f"zoo.nn.{position}"},
+            }
+            folder.run("T", value + 0.3 * seed + 0.01 * i * seed**2, seed=seed, config=config)
+    return folder
+
+
+def test_a_grid_has_a_row_and_a_column_for_each_value(grid, table):
+    told = table("--rows", "mixer", "--columns", "position")
+    assert told.splitlines()[0].split() == ["mixer", "ALiBi", "Rotary"]
+    for mixer in ("Attention", "Mamba"):
+        for position in ("ALiBi", "Rotary"):
+            i = list(PAIRS).index((position, mixer))
+            values = [PAIRS[position, mixer] + 0.3 * seed + 0.01 * i * seed**2 for seed in range(3)]
+            told_so = f"= {statistics.mean(values):.3f} ± {statistics.stdev(values):.3f} (3)"
+            assert told_so in line(told, mixer)
+    assert "test nats/example ↓, a column for each position" in told
+    assert line(told, "Mamba").count("*") == 2
+    assert "averages" not in told
+
+
+def test_a_grid_marks_a_cell_of_another_protocol(grid, table):
+    config = {"mixer": {"_target_": "zoo.nn.RWKV"}, "position": {"_target_": "zoo.nn.ALiBi"}}
+    grid.run("T", 0.5, config=config, number={"protocol": {"method": "log_prob", "samples": 7}})
+    told = table("--rows", "mixer", "--columns", "position")
+    assert re.search(r"= 0\.500 \(1\)\[a\] +–$", line(told, "RWKV"))
+    assert "[a] samples 7" in told
+
+
+def test_differences_are_paired_by_seed_and_tested(grid, table):
+    from scipy import stats
+
+    told = table("--rows", "mixer,position", "--baseline", "Attention Rotary", "--format", "json")
+    row = next(r for r in json.loads(told)["rows"] if (r["mixer"], r["position"]) == ("Mamba", "ALiBi"))
+    (number,) = row["numbers"]
+    base, ours = ([v + 0.3 * s + 0.01 * i * s**2 for s in range(3)] for i, v in ((0, 3.0), (3, 2.25)))
+    assert number["delta"] == pytest.approx(statistics.mean(ours) - statistics.mean(base))
+    assert number["delta_sd"] == pytest.approx(statistics.stdev(a - b for a, b in zip(ours, base)))
+    assert number["p"] == pytest.approx(stats.ttest_rel(ours, base).pvalue)
+    assert number["pairs"] == 3
+    text = table("--rows", "mixer,position", "--baseline", "Attention Rotary")
+    assert re.search(r"−0\.700 \(p = 0\.\d+, n = 3\)", text)
+    assert "paired by seed; p of a two-sided paired t-test over n pairs" in text
+
+
+def test_a_baseline_may_be_a_column_or_a_key(grid, table):
+    told = table("--rows", "mixer", "--columns", "position", "--baseline", "position=Rotary")
+    assert told.splitlines()[0].split() == ["mixer", "ALiBi", "Δ", "ALiBi", "Rotary"]
+    assert "−0.483" in line(told, "Attention")  # 2.5 - 3, and a hundredth of seed squared
+    assert "+0.267" in line(told, "Mamba")
+    assert "Δ Rotary" not in told
+    assert told == table("--rows", "mixer", "--columns", "position", "--baseline", "Rotary").replace(
+        "differences to Rotary", "differences to position=Rotary"
+    )
+
+
+def test_what_has_no_partner_has_no_difference(folder, table, refusal):
+    for seed in range(2):
+        folder.run("VAE", 88.0 + seed, seed=seed)
+    folder.run("NICE", 95.0, seed=7)
+    folder.run("Glow", 94.0, number={"count": 50})
+    folder.run("IWAE", 87.0, seed=1)
+    told = table("--rows", "model", "--baseline", "VAE")
+    assert "NICE: no difference to VAE: no run has a partner" in told
+    assert "Glow: no difference to VAE: another protocol" in told
+    assert "−2.00 (n = 1)" in line(told, "IWAE")
+    assert "baseline=GAN: no row or column is called so; there are: Glow, IWAE" in refusal(
+        "--rows", "model", "--baseline", "GAN"
+    )
+    assert "what the rows are has to be said too" in refusal("--columns", "model")
+
+
+def test_students_distribution_is_scipys():
+    from scipy import stats
+
+    from zoo.runs.baseline import two_sided
+
+    for freedom in range(1, 30):
+        for t in (0.0, 0.3, 1.0, 4.5, 30.0):
+            assert two_sided(-t, freedom) == pytest.approx(2 * stats.t.sf(t, freedom), abs=1e-12)
+
+
+def test_published_numbers_tell_their_protocol(folder, table):
+    said = {"paper": "MADE 2015", "protocol": "test, 10,000 images", "published": {"nats": 88.4}}
+    folder.run("MADE", 88.0, config={"experiment": said})
+    folder.run("NICE", 95.0)
+    text = table()
+    assert re.search(r"88\.00\* +88\.4\[1\] ", line(text, "made"))
+    assert "[1] published: MADE 2015; test, 10,000 images" in text
+    (row, _) = csv.DictReader(io.StringIO(table("--format", "csv")))
+    assert row["published"] == "88.4"
+
+
+def test_published_numbers_on_which_runs_disagree_are_left_out(folder, table):
+    for seed, value in enumerate((88.4, 89.0)):
+        folder.run("MADE", 88.0, seed=seed, config={"experiment": {"published": {"nats": value}}})
+    assert "published" not in table()
+
+
+def test_json_has_every_number_unrounded_and_no_nan(folder, table):
+    folder.run("VAE", 88.123456789)
+    folder.run("NICE", float("nan"))
+    told = json.loads(table("--format", "json"), parse_constant=lambda word: pytest.fail(word))
+    means = {row["name"]: row["numbers"][0]["mean"] for row in told["rows"]}
+    assert means == {"vae-digits": 88.123456789, "nice-digits": "nan"}
+    assert all(len(row["runs"]) == 1 for row in told["rows"])
+    assert told["rows"][0]["numbers"][0]["protocol"]["dataset"] == "digits"
+
+
+def test_a_grid_in_latex_has_one_heading_over_its_columns(grid, table):
+    text = table("--rows", "mixer", "--columns", "position", "--format", "latex")
+    assert r"\multicolumn{2}{c}{test nats/example $\downarrow$} \\" in text
+    assert r"\cmidrule(lr){2-3}" in text
+    assert "mixer & ALiBi & Rotary \\\\" in text
+    body = text[text.index(r"\midrule") : text.index(r"\bottomrule")]
+    assert {line.count("&") for line in body.splitlines() if line.endswith(r"\\")} == {2}
+
+
+def test_a_thousand_runs_are_compared_in_three_seconds(folder, table):
+    import time
+
+    layers = {str(i): {"dim": i, "bias": True, "init": {"std": 0.02}} for i in range(40)}
+    for i in range(1000):
+        folder.run(
+            "T",
+            3.0 + i,
+            seed=i % 5,
+            config={"model": {"_target_": "zoo.T", "n": i // 5, **layers}},
+            at=f"r{i}",
+        )
+    begun = time.process_time()
+    assert "(5)" in table("--rows", "model.n", "--baseline", "0")
+    assert time.process_time() - begun < 3
 
 
 def test_folders_without_a_finished_run_are_refused(folder, refusal, main, capsys):

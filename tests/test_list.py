@@ -1,9 +1,11 @@
 """scripts/list.py tells what there is, and its matrix tells the truth."""
 
+import re
+
 import commands
 import pytest
 
-from zoo.config.catalogue import options
+from zoo.config.catalogue import group_names, options
 from zoo.nn.position import fits
 
 program = commands.program("scripts/list")
@@ -43,19 +45,31 @@ def test_cells_tell_the_form():
         assert program.form(mixers[mixer], positions[position], True) == form
 
 
-def test_models_datasets_and_experiments_are_all_told():
-    done = commands.run("scripts/list", "models", "datasets", "experiments")
+def test_every_choice_of_every_group_is_told_with_its_sentence():
+    done = commands.run("scripts/list")
     assert done.code == 0, done.err
-    for group in ("model", "dataset", "experiment"):
+    for group in group_names():
         for name in options(group):
-            assert f"  {name} " in done.out or f"experiment={name}\n" in done.out, name
-    (digits,) = (line for line in done.out.splitlines() if line.startswith("  digits "))
+            assert f"  {name} " in done.out or f"experiment={name}\n" in done.out, (group, name)
+            assert program.sentence(group, name)[0] != "(", (group, name)
+    (digits,) = (line for line in done.out.splitlines() if re.match(r"  digits +image ", line))
     facts = ["image", "1", "x", "8", "x", "8", "17", "10", "nats", "1,257", "/", "180", "/", "360"]
     assert digits.split()[1:] == facts
     assert "  tinyshakespeare     text          256           by its text" in done.out
 
 
+def test_choices_of_ones_own_stand_beside_ours(tmp_path):
+    (tmp_path / "mixer").mkdir()
+    (tmp_path / "mixer" / "mine.yaml").write_text("# Mine, of 2031: it mixes\n_target_: paperx.Mine\n")
+    (tmp_path / "mixer" / "bare.yaml").write_text("_target_: paperx.Bare\n")
+    done = commands.run("scripts/list", "mixer", "--config-dir", tmp_path)
+    assert done.code == 0, done.err
+    assert re.search(r"^  mine +Mine, of 2031: it mixes$", done.out, re.M)
+    assert re.search(r"^  bare +\(its file opens without a sentence\)$", done.out, re.M)
+    assert re.search(r"^  softmax ", done.out, re.M)
+
+
 def test_a_section_that_is_not_there_is_named():
     done = commands.run("scripts/list", "mixers")
     assert done.code == 2
-    assert "mixers is no section; there are matrix, models" in done.err
+    assert "mixers is no section; there are matrix, backbone" in done.err

@@ -9,7 +9,7 @@ from itertools import pairwise
 import commands
 import pytest
 
-from zoo.runs.figure import figure
+from zoo.runs.figures import figure
 from zoo.runs.gather import read
 from zoo.runs.plot import COLOURS, in_bytes, spread_out
 
@@ -95,7 +95,7 @@ def test_extrapolation_is_a_line_per_row_with_the_deviation_over_seeds(runs):
     assert told.y == "bits per character"
     assert "64 tokens" in told.x
     assert told.source.startswith(
-        "Source: text8, test split; 6 runs; mean ± standard deviation over seed; zoo"
+        "Source: text8, test split; 6 runs; mean ± standard deviation over seed, n = 3; zoo"
     )
 
 

@@ -12,7 +12,7 @@ LESS = {  # what makes a command short, as its own last words
     "train": (*TINY, "evaluate.examples=8", "trainer.limit_val_batches=1"),
     "evaluate": ("examples=8", "log_prob.samples=10"),
     "scripts/sample": ("n=4",),
-    "scripts/list": ("models",),
+    "scripts/list": ("model",),
 }
 
 

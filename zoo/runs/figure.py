@@ -1,6 +1,6 @@
-"""What a figure of run directories shows: numbers by context, by state size or by a config key.
+"""What a figure of run directories is: a list of lines, a line a list of points, each a mean over runs.
 
-A figure is a list of lines, a line a list of points, all of it from results.json; zoo.runs.plot draws it.
+zoo.runs.figures makes them, zoo.runs.plot draws them as pictures, zoo.runs.svg as part of a page.
 """
 
 import statistics
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from zoo.runs.gather import Result
 from zoo.runs.protocol import protocol, same
-from zoo.runs.rows import MISSING, Row, check, group, label, value
+from zoo.runs.rows import Row, label, value
 
 WORDS = {
     "bits/char": "bits per character",
@@ -41,7 +41,7 @@ class Line(NamedTuple):
 
 
 class Figure(NamedTuple):
-    """What is drawn. `x_kind` is "multiple", "bytes", "number" or "word"; `source` is the line below."""
+    """What is drawn. `x_kind` is "multiple", "bytes", "number", "linear" or "word"; `source` is the line below."""
 
     title: str
     x: str
@@ -52,157 +52,46 @@ class Figure(NamedTuple):
     connected: bool = True
 
 
-def figure(
-    what: str,
-    results: Sequence[Result],
-    keys: Sequence[str] = (),
-    *,
-    over: Sequence[str] = ("seed",),
-    split: str | None = None,
-) -> Figure:
-    """The figure that `what` names: extrapolation, recall, or <metric>:<config key>.
-
-    keys    config keys, a line for each combination of their values; none: a line for each config, and one
-            for all of them where x is a config key
-
-    Raises ValueError where no finished run has these numbers, for an unknown key or metric, and where runs
-    that would be averaged were measured by different protocols.
-    """
-    finished = [run for run in results if run.status == "finished"]
-    if not finished:
-        raise ValueError(f"none of {len(results)} runs is finished")
-    splits = (split,) if split else ("test", "val")
-    if what == "extrapolation":
-        check(finished, keys)
-        return _extrapolation(group(finished, keys, over)[0], keys, splits, over)
-    if what == "recall":
-        check(finished, keys)
-        return _recall(group(finished, keys, over)[0], keys, splits, over)
-    metric, found, key = what.partition(":")
-    if not (metric and found and key):
-        raise ValueError(f"--plot {what}: it takes extrapolation, recall or <metric>:<config key>")
-    check(finished, [*keys, key])
-    return _by_key(finished, metric, key, keys, splits, over)
+def points(figure: Figure) -> str:
+    """A figure's numbers as text: a line for each x, a column for each of the figure's lines."""
+    xs = sorted({p.x for line in figure.lines for p in line.points})
+    at = [{p.x: p for p in line.points} for line in figure.lines]
+    table = [[figure.x, *(line.name or figure.y for line in figure.lines)]]
+    table += [[str(x), *(_told(known.get(x)) for known in at)] for x in xs]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    return "\n".join("  ".join(w.rjust(n) for w, n in zip(row, widths, strict=True)) for row in table)
 
 
-def _extrapolation(
-    rows: Sequence[Row], keys: Sequence[str], splits: Sequence[str], over: Sequence[str]
-) -> Figure:
-    """Loss against the context, in multiples of the length that was trained on."""
-    measured = [number for row in rows for run in row.runs for number in run.numbers if _multiple(number)]
-    names = {_stem(number) for number in measured}
-    wanted = ("bits_per_char", "bits_per_byte", "perplexity")
-    stem = next((name for name in wanted if name in names), None)
-    if stem is None:
-        raise ValueError(
-            "no run was measured at several lengths; do it with evaluate.py run=<one> lengths=[1,2,4,8,16]"
-        )
-    lines, used = [], []
-    for row in rows:
-        points, stop = [], None
-        for multiple in sorted({int(number["protocol"]["multiple"]) for number in measured}):
-            name = f"{stem}_at_{multiple}x"
-            numbers = [found for run in row.runs if (found := _number(run, name, splits))]
-            if point := _point(row, multiple, numbers):
-                points.append(point)
-                used += numbers
-            elif stop is None and (why := _reason(row, name, splits)):
-                stop = (multiple, why)
-        if points:
-            lines.append(Line(_name(row, keys), points, stop))
-    trained = {number["protocol"]["context"] // number["protocol"]["multiple"] for _, number in used}
-    length = f" = {trained.pop():,} tokens" if len(trained) == 1 else ""
-    return Figure(
-        "Longer context than in training, same target tokens",
-        f"context, in multiples of the training length (1×{length})",
-        _axis(stem, used),
-        _distinct(lines),
-        "multiple",
-        _source(lines, used, over),
-    )
+def _told(point: Point | None) -> str:
+    """A mean and its deviation; a dash where there is none."""
+    if point is None:
+        return "–"
+    return f"{point.y:.4g}" + (f" ± {point.deviation:.2g}" if point.deviation is not None else "")
 
 
-def _recall(rows: Sequence[Row], keys: Sequence[str], splits: Sequence[str], over: Sequence[str]) -> Figure:
-    """Accuracy against what a model can remember, the state's bytes of one example: a point for each size of a row."""
-    lines, used = [], []
-    for row in rows:
-        at: dict[float, list[tuple[Result, dict[str, Any]]]] = {}
-        for run in row.runs:
-            size, found = _number(run, "state_bytes_at_1x", splits), _number(run, "accuracy", splits)
-            if size and found:
-                at.setdefault(size[1]["value"], []).append(found)
-        points = [point for x in sorted(at) if (point := _point(row, x, at[x]))]
-        if points:
-            lines.append(Line(_name(row, keys), points))
-            used += [found for numbers in at.values() for found in numbers]
-    if not lines:
-        raise ValueError(
-            "no run has both an accuracy and a state size; evaluate.py run=<one> speed=true measures the latter"
-        )
-    return Figure(
-        "Accuracy by the size of the state",
-        "state of one example at the training length",
-        "accuracy (%)",
-        _distinct(lines),
-        "bytes",
-        _source(lines, used, over),
-        connected=any(len(line.points) > 1 for line in lines),
-    )
-
-
-def _by_key(
-    runs: Sequence[Result],
-    metric: str,
-    key: str,
-    keys: Sequence[str],
-    splits: Sequence[str],
-    over: Sequence[str],
-) -> Figure:
-    """A number against a value of the config."""
+def known(runs: Sequence[Result], metric: str) -> None:
+    """ValueError, with what there is, for a metric of which no run has a value."""
     names = sorted({number["name"] for run in runs for number in run.numbers if number["value"] is not None})
     if metric not in names:
         raise ValueError(f"no run has the metric {metric}; there are: {', '.join(names)}")
-    rows = group(runs, keys, over)[0] if keys else [Row(("",), list(runs))]
-    numeric = all(_numeric(value(run, key)) for run in runs if value(run, key) is not MISSING)
-    lines, used = [], []
-    for row in rows:
-        at: dict[Any, list[Result]] = {}
-        for run in row.runs:
-            if (x := value(run, key)) is not MISSING:
-                at.setdefault(x if numeric else label(x), []).append(run)
-        points = []
-        for x in sorted(at):
-            numbers = [found for run in at[x] if (found := _number(run, metric, splits))]
-            if point := _point(row, x, numbers):
-                points.append(point)
-                used += numbers
-        if points:
-            lines.append(Line(_name(row, keys), points))
-    if not lines:
-        raise ValueError(f"no run has {metric} on {' or '.join(splits)}, and a value of {key}")
-    kind = "number" if numeric else "word"
-    title = f"{_words(metric)} by {key}"
-    return Figure(
-        title[0].upper() + title[1:],
-        key,
-        _axis(metric, used),
-        _distinct(lines),
-        kind,
-        _source(lines, used, over),
-        connected=numeric,
-    )
 
 
-def _name(row: Row, keys: Sequence[str]) -> str:
+def title_of(name: str) -> str:
+    """A number's name as a heading begins with it."""
+    told = words_of(name)
+    return told[0].upper() + told[1:]
+
+
+def name_of(row: Row, keys: Sequence[str]) -> str:
     """How a line is called; a number is told with its key: "model.dim=64"."""
     if not keys:
         return " ".join(row.labels)
     found = [value(row.runs[0], key) for key in keys]
     told = zip(keys, row.labels, found, strict=True)
-    return " ".join(f"{key}={text}" if _numeric(x) else text for key, text, x in told)
+    return " ".join(f"{key}={text}" if numeric(x) else text for key, text, x in told)
 
 
-def _number(run: Result, name: str, splits: Iterable[str]) -> tuple[Result, dict[str, Any]] | None:
+def number_of(run: Result, name: str, splits: Iterable[str]) -> tuple[Result, dict[str, Any]] | None:
     """A run's number on the first of the splits where it has one, the newest."""
     for split in splits:
         for number in reversed(run.numbers):
@@ -211,13 +100,13 @@ def _number(run: Result, name: str, splits: Iterable[str]) -> tuple[Result, dict
     return None
 
 
-def _reason(row: Row, name: str, splits: Iterable[str]) -> str | None:
+def reason_of(row: Row, name: str, splits: Iterable[str]) -> str | None:
     """Why a row has no such number."""
     told = (n for run in row.runs for n in run.numbers if n["name"] == name and n["split"] in splits)
     return next((str(number["reason"]) for number in told if number.get("reason")), None)
 
 
-def _point(row: Row, x: Any, numbers: Sequence[tuple[Result, Mapping[str, Any]]]) -> Point | None:
+def point_of(row: Row, x: Any, numbers: Sequence[tuple[Result, Mapping[str, Any]]]) -> Point | None:
     """The mean over a row's runs. ValueError where they were measured by different protocols."""
     if not numbers:
         return None
@@ -235,33 +124,26 @@ def _point(row: Row, x: Any, numbers: Sequence[tuple[Result, Mapping[str, Any]]]
     )
 
 
-def _multiple(number: Mapping[str, Any]) -> bool:
-    """Whether a number is one of a text told with so many times the training length."""
-    return "multiple" in number["protocol"] and number["protocol"].get("method") == "nats"
-
-
-def _stem(number: Mapping[str, Any]) -> str:
-    return str(number["name"]).rpartition("_at_")[0]
-
-
-def _numeric(found: Any) -> bool:
+def numeric(found: Any) -> bool:
+    """Whether a value is a number, which True is not."""
     return isinstance(found, int | float) and not isinstance(found, bool)
 
 
-def _words(name: str) -> str:
+def words_of(name: str) -> str:
+    """A number's name in words: "bits per dim"."""
     return name.replace("_per_", " per ").replace("_", " ")
 
 
-def _axis(name: str, used: Sequence[tuple[Result, Mapping[str, Any]]]) -> str:
+def axis_of(name: str, used: Sequence[tuple[Result, Mapping[str, Any]]]) -> str:
     """A y axis: what, in which unit, on which split, which way is better."""
     unit = str(used[0][1].get("unit") or "")
     if name == "accuracy":
         return "accuracy (%)"
-    told = WORDS.get(unit, f"{_words(name)} ({unit})" if unit else _words(name))
+    told = WORDS.get(unit, f"{words_of(name)} ({unit})" if unit else words_of(name))
     return f"≤ {told}" if any(number.get("kind") == "lower bound" for _, number in used) else told
 
 
-def _source(
+def source_of(
     lines: Sequence[Line], used: Sequence[tuple[Result, Mapping[str, Any]]], over: Sequence[str]
 ) -> str:
     """Where the numbers come from: runs, data, split, code."""
@@ -270,15 +152,17 @@ def _source(
     splits = sorted({str(number["split"]) for _, number in used})
     versions = sorted({str(number.get("version") or run.version) for run, number in used} - {""})
     parts = [f"{', '.join(names)}, {' and '.join(splits)} split", f"{len(runs)} runs"]
-    if any(point.n > 1 for line in lines for point in line.points):
-        parts.append(f"mean ± standard deviation over {', '.join(over)}")
+    counts = sorted({point.n for line in lines for point in line.points})
+    if counts[-1] > 1:
+        n = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+        parts.append(f"mean ± standard deviation over {', '.join(over)}, n = {n}")
     parts.append(
         f"zoo {', '.join(versions)}" if len(versions) < 3 else f"{len(versions)} versions of the zoo"
     )
     return "Source: " + "; ".join(part for part in parts if part.strip() != "zoo")
 
 
-def _distinct(lines: Sequence[Line]) -> list[Line]:
+def distinct(lines: Sequence[Line]) -> list[Line]:
     """Lines without the words that all their names begin or end with."""
     words = [line.name.split(" ") for line in lines]
     if len(lines) > 1:

@@ -96,12 +96,11 @@ def find(root: Path | str, identity: str) -> Run | None:
 
 
 def runs(root: Path | str) -> Iterator[Run]:
-    """Every run below a folder; what lies inside of one, a first stage, is none."""
-    found: set[Path] = set()
-    for path in sorted(Path(root).expanduser().glob("**/identity.json")):
-        if not found.intersection(path.parent.parents):
-            found.add(path.parent)
-            yield Run(path.parent)
+    """Every run below a folder; what lies inside of one, a first stage, is none, and hidden folders hold none."""
+    for folder, inner, names in os.walk(Path(root).expanduser()):
+        inner[:] = [] if "identity.json" in names else sorted(name for name in inner if name[0] != ".")
+        if "identity.json" in names:
+            yield Run(folder)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

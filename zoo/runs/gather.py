@@ -22,6 +22,7 @@ class Result(NamedTuple):
     steps: int | None
     seconds: float | None
     parameters: int | None
+    flops: float | None = None  # of the whole training, where they were counted
 
 
 def read(folders: Iterable[Path]) -> tuple[list[Result], list[str]]:
@@ -114,4 +115,10 @@ def _read(folder: Path) -> Result:
         steps=found.get("steps"),
         seconds=found.get("seconds"),
         parameters=found.get("parameters"),
+        flops=_number(found.get("train_flops", config.get("train_flops"))),
     )
+
+
+def _number(found: Any) -> float | None:
+    """A number, also one that YAML left as the text 1e13."""
+    return None if found is None else float(found)

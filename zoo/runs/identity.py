@@ -13,9 +13,10 @@ from typing import Any
 # Keys that change where and how fast a run goes, and what is told of it, but not what it is.
 EXECUTION = frozenset({
     "name", "runs", "data_dir", "num_workers", "data_device", "checkpoint_every", "keep", "threads", "resume", "rerun",
-    "train_flops",  # steps follow from it, and count
+    "train_flops", "match",  # steps and widths follow from these, and count
+    "dry_run", "optimize",
     "logger", "evaluate", "debug", "experiment",
-    "trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy",
+    "trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy", "trainer.timeout",
     "trainer.log_every_n_steps", "trainer.enable_progress_bar", "trainer.detect_anomaly",
 })  # fmt: skip
 RUNS = ("run", "init")  # keys whose value is another run's folder

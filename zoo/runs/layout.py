@@ -1,18 +1,17 @@
-"""A table of comparison as text, Markdown, LaTeX or CSV.
+"""A table of comparison as text, Markdown or LaTeX; zoo.runs.raw has it as CSV and JSON, zoo.runs.page as HTML.
 
 ≤ stands before what a lower bound of log p(x) gives, = before what an exact one gives, ≈ before an estimate.
-A number of several runs is mean ± standard deviation (n).
+A number of several runs is mean ± standard deviation (n). Of a grid, each column is called by its keys' values,
+and what it holds is told once.
 """
 
-import csv
-import io
-import json
 import math
 import re
 import statistics
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from zoo.runs.baseline import Delta
 from zoo.runs.protocol import Cell
 from zoo.runs.table import Column, Table, higher
 
@@ -32,7 +31,7 @@ class Style(NamedTuple):
 def text(table: Table, *, terminal: bool = False) -> str:
     """Aligned columns; the best is bold on a terminal and has a star elsewhere."""
     bold = "\033[1m{}\033[0m".format if terminal else "{}*".format
-    heads, rows = _words(table, Style(str, bold, "[{}]".format))
+    heads, rows = words(table, Style(str, bold, "[{}]".format))
     lines = [heads, *rows]
     widths = [max(len(_bare(line[i])) for line in lines) for i in range(len(heads))]
     labels = len(table.keys)
@@ -45,30 +44,30 @@ def text(table: Table, *, terminal: bool = False) -> str:
         return "  ".join(joined).rstrip()
 
     rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
-    under = [f"[{letter}] {told}" for letter, told in table.footnotes.items()] + table.notes
+    under = [f"[{letter}] {told}" for letter, told in table.footnotes.items()] + notes(table)
     return "\n".join([aligned(heads), rule, *map(aligned, rows), *([""] if under else []), *under]) + "\n"
 
 
 def markdown(table: Table) -> str:
     """GitHub's tables."""
-    heads, rows = _words(table, Style(_for_markdown, "**{}**".format, "<sup>{}</sup>".format))
+    heads, rows = words(table, Style(_for_markdown, "**{}**".format, "<sup>{}</sup>".format))
     aligns = ["---"] * len(table.keys) + ["---:"] * (len(heads) - len(table.keys))
     lines = [f"| {' | '.join(words)} |" for words in (heads, aligns, *rows)]
     under = [f"<sup>{letter}</sup> {_for_markdown(told)}" for letter, told in table.footnotes.items()]
-    under += map(_for_markdown, table.notes)
+    under += map(_for_markdown, notes(table))
     return "\n".join(lines) + "\n" + "".join(f"\n{line}\n" for line in under)
 
 
 def latex(table: Table) -> str:
     r"""A tabular with booktabs' rules; footnotes stand below it, notes are comments."""
-    heads, rows = _words(table, Style(_for_latex, r"\textbf{{{}}}".format, "$^{{{}}}$".format))
+    heads, rows = words(table, Style(_for_latex, r"\textbf{{{}}}".format, "$^{{{}}}$".format), above=True)
     aligns = "l" * len(table.keys) + "r" * (len(heads) - len(table.keys))
     lines = [
         r"% \usepackage{booktabs}",
-        *(f"% {note}" for note in table.notes),
+        *(f"% {note}" for note in notes(table)),
         rf"\begin{{tabular}}{{{aligns}}}",
     ]
-    lines += [r"\toprule", " & ".join(heads) + r" \\", r"\midrule"]
+    lines += [r"\toprule", *_above(table), " & ".join(heads) + r" \\", r"\midrule"]
     lines += [" & ".join(words) + r" \\" for words in rows]
     lines += [r"\bottomrule", r"\end{tabular}"]
     lines += [
@@ -78,54 +77,87 @@ def latex(table: Table) -> str:
     return "\n".join(lines) + "\n"
 
 
-def raw(table: Table) -> str:
-    """CSV, one line per row and number, nothing rounded; the protocol is JSON."""
-    out = io.StringIO()
-    write = csv.writer(out, lineterminator="\n")
-    facts = list(table.facts)
-    write.writerow(
-        [*table.keys, "number", "unit", "mean", "sd", "n", "best", "mark", "published", "protocol", *facts]
-    )
-    for i, row in enumerate(table.rows):
-        known = [_mean(table.facts[name][i]) for name in facts]
-        for column in table.numbers:
-            if (cell := column.cells[i]) is None:
-                numbers: list[Any] = ["", "", 0, "", "", column.published[i], ""]
-            else:
-                told = json.dumps(cell.protocol, default=str)
-                numbers = [
-                    cell.mean,
-                    cell.deviation,
-                    cell.n,
-                    cell.best,
-                    cell.mark,
-                    column.published[i],
-                    told,
-                ]
-            write.writerow([*row.labels, column.name, column.unit, *numbers, *known])
-    return out.getvalue()
+def words(table: Table, style: Style, *, above: bool = False) -> tuple[list[str], list[list[str]]]:
+    """The headings and, row by row, what stands in each column.
 
-
-def _words(table: Table, style: Style) -> tuple[list[str], list[list[str]]]:
-    """The headings and, row by row, what stands in each column."""
+    above  a line over the headings tells what a grid's columns hold
+    """
     heads = [style.plain(key) for key in table.keys]
     rows = [[style.plain(told) for told in row.labels] for row in table.rows]
     several = any(cell and cell.n > 1 for column in table.numbers for cell in column.cells)
+    metrics = list(dict.fromkeys((column.name, column.unit) for column in table.numbers))
     for column in table.numbers:
-        what = column.unit if "/" in column.unit else column.name.replace("_", " ")
-        heads.append(style.plain(f"{column.split} {what} {'↑' if higher(column.name) else '↓'}"))
-        digits = _digits([cell.mean for cell in column.cells if cell])
-        for words, cell in zip(rows, column.cells, strict=True):
-            words.append(_number(cell, column, digits, several, style))
+        name = ", ".join(column.labels)
+        what = measure(column) if not name or (len(metrics) > 1 and not above) else ""
+        heads.append(style.plain(f"{what} {name}".strip()))
+        means = [cell.mean for other in table.numbers if (other.name, other.unit) == (column.name, column.unit)
+                 for cell in other.cells if cell]  # fmt: skip
+        digits = _digits(means)
+        for line, cell in zip(rows, column.cells, strict=True):
+            line.append(_number(cell, column, digits, several, style))
+        if any(column.deltas):
+            heads.append(style.plain(f"Δ {name}".strip()))
+            for line, found in zip(rows, column.deltas, strict=True):
+                line.append(style.plain(difference(found, digits)))
         if any(known is not None for known in column.published):
-            heads.append("published")
-            for words, known in zip(rows, column.published, strict=True):
-                words.append(style.plain(NONE if known is None else f"{known:g}"))
-    for name, told in table.facts.items():
+            heads.append(style.plain(f"published {name}".strip()))
+            for line, known in zip(rows, column.published, strict=True):
+                told = style.plain(NONE if known is None else f"{known.value:g}")
+                line.append(told + (style.letter(known.mark) if known and known.mark else ""))
+    for name, known_of in table.facts.items():
         heads.append(style.plain(name))
-        for words, values in zip(rows, told, strict=True):
-            words.append(style.plain(_fact(name, values)))
+        for line, values in zip(rows, known_of, strict=True):
+            line.append(style.plain(fact(name, values)))
     return heads, rows
+
+
+def notes(table: Table) -> list[str]:
+    """The sentences below a table; the first says what a grid holds."""
+    if not table.over:
+        return table.notes
+    told = dict.fromkeys(measure(column) for column in table.numbers)
+    return [f"{' and '.join(told)}, a column for each {', '.join(table.over)}", *table.notes]
+
+
+def measure(column: Column) -> str:
+    """What a column holds, and which way is better: "test nats/example ↓"."""
+    what, unit = column.name.replace("_", " "), column.unit
+    if unit.startswith(column.name.replace("_per_", "/")):  # nats/example says nats
+        what = unit
+    elif "/" in unit:
+        what = f"{what} ({unit})"
+    return f"{column.split} {what} {'↑' if higher(column.name) else '↓'}"
+
+
+def difference(found: Delta | None, digits: int) -> str:
+    """A difference to the baseline: "−0.12 (p = 0.031, n = 3)"."""
+    if found is None:
+        return NONE
+    told = f"{found.mean:+.{digits}f}".replace("-", "−")
+    if found.p is None:
+        return f"{told} (n = {found.n})"
+    p = "p < 0.001" if found.p < 0.001 else f"p = {found.p:.2g}"
+    return f"{told} ({p}, n = {found.n})"
+
+
+def _above(table: Table) -> list[str]:
+    """A grid's upper line of headings: what its columns hold, over all of them."""
+    if not table.over:
+        return []
+    lines, at, spans = [], len(table.keys), []
+    for told in dict.fromkeys(measure(column) for column in table.numbers):
+        columns = [column for column in table.numbers if measure(column) == told]
+        width = sum(
+            1 + any(column.deltas) + any(known is not None for known in column.published)
+            for column in columns
+        )
+        spans.append((told, at + 1, at + width))
+        at += width
+    ends = [""] * (len(table.keys) - 1)
+    cells = [rf"\multicolumn{{{last - first + 1}}}{{c}}{{{_for_latex(told)}}}" for told, first, last in spans]
+    lines.append(" & ".join([*ends, "", *cells, *[""] * len(table.facts)]) + r" \\")
+    lines.append(" ".join(rf"\cmidrule(lr){{{first}-{last}}}" for _, first, last in spans))
+    return lines
 
 
 def _number(cell: Cell | None, column: Column, digits: int, several: bool, style: Style) -> str:
@@ -149,7 +181,8 @@ def _digits(means: Sequence[float]) -> int:
     return 3 if largest < 10 else 2 if largest < 1000 else 1
 
 
-def _fact(name: str, values: Sequence[Any]) -> str:
+def fact(name: str, values: Sequence[Any]) -> str:
+    """What stands behind the numbers, in few letters: "3.3 min", "676.9 k"."""
     if not values:
         return NONE
     if name == "time":
@@ -163,15 +196,9 @@ def _fact(name: str, values: Sequence[Any]) -> str:
         )
     if name == "parameters":
         return ", ".join(f"{n / 1e6:.2f} M" if n >= 1e6 else f"{n / 1e3:.1f} k" for n in values)
+    if name == "operations":
+        return ", ".join(f"{n:.2g}" for n in values)
     return ", ".join(map(str, values))
-
-
-def _mean(values: Sequence[Any]) -> Any:
-    return (
-        statistics.fmean(values)
-        if values and all(isinstance(v, int | float) for v in values)
-        else ", ".join(map(str, values))
-    )
 
 
 def _bare(word: str) -> str:
@@ -190,6 +217,8 @@ def _for_latex(word: str) -> str:
         "≥": r"$\geq$",
         "≈": r"$\approx$",
         "–": "--",
+        "−": "$-$",
+        "Δ": r"$\Delta$",
         "↓": r"$\downarrow$",
     }
     symbols |= {

@@ -24,6 +24,8 @@ STYLE: dict[Any, Any] = {
     "svg.hashsalt": "zoo",
 }
 WIDTH, HEIGHT = 7.6, 4.6  # inches
+SOFT, FAINT, FEW = 0.18, 0.09, 4  # how much of a band is seen, and of how many lines that is too much
+DENSE = 25  # lines of more points have no markers
 LOG = 6.0  # an axis is logarithmic from this ratio of its ends on
 
 
@@ -45,7 +47,7 @@ def draw(figure: Figure, out: Path) -> list[Path]:
         canvas = Canvas(figsize=(WIDTH, HEIGHT))
         labels = [line.name for line in figure.lines if line.name]
         right = 0.97 - min(0.36, 0.012 * max(map(len, labels)) + 0.06) if labels else 0.97
-        notes = [*_stops(figure), figure.source]
+        notes = [*stops(figure), figure.source]
         bottom = 0.15 + 0.033 * len(notes)
         axes = canvas.add_axes((0.1, bottom, right - 0.1, 0.88 - bottom))
         _frame(axes, figure)
@@ -67,7 +69,7 @@ def _frame(axes: Any, figure: Figure) -> None:
     """Axes, scales, ticks and what they are called."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
-    xs = _places(figure)
+    xs = places(figure)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     axes.grid(axis="y", color=GRID, linewidth=0.8)
@@ -93,28 +95,32 @@ def _frame(axes: Any, figure: Figure) -> None:
         axes.set_xscale("log", base=2)
         ends = sorted(xs.values())
         axes.set_xlim(ends[0] / 2**0.3, ends[-1] * 2**0.3)
-        ticks = ends if figure.x_kind == "multiple" else _powers(ends[0], ends[-1])
+        ticks = ends if figure.x_kind == "multiple" else powers(ends[0], ends[-1])
         axes.set_xticks(ticks, [f"{x:g}×" if figure.x_kind == "multiple" else in_bytes(x) for x in ticks])
         axes.xaxis.set_minor_locator(NullLocator())
-    elif min(xs.values()) > 0 and max(xs.values()) / min(xs.values()) > LOG:
+    elif figure.x_kind == "number" and min(xs.values()) > 0 and max(xs.values()) / min(xs.values()) > LOG:
         axes.set_xscale("log")
         ticks = sorted(xs.values())
         if len(ticks) <= 8:
-            axes.set_xticks(ticks, [f"{x:g}" for x in ticks])
+            axes.set_xticks(ticks, [short(x) for x in ticks])
             axes.xaxis.set_minor_locator(NullLocator())
+    if figure.x_kind in ("number", "linear") and max(xs.values()) >= 10_000:
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: short(x)))
 
 
 def _line(axes: Any, line: Line, figure: Figure, i: int) -> None:
     """One row's means, and the spread around them."""
     colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
-    places = _places(figure)
+    at = places(figure)
     dodge = (i - (len(figure.lines) - 1) / 2) * 0.5 / len(figure.lines) if figure.x_kind == "word" else 0.0
     scale = 100 if figure.y.startswith("accuracy") else 1
-    x = [places[p.x] + dodge for p in line.points]
+    x = [at[p.x] + dodge for p in line.points]
     y = [p.y * scale for p in line.points]
     spread = [(p.deviation or 0.0) * scale for p in line.points]
     look = {"color": colour, "marker": marker, "markersize": 6, "markeredgecolor": "white"}
     look["markeredgewidth"] = 0.7
+    if len(line.points) > DENSE:
+        look["marker"] = ""
     if not figure.connected:
         spread_or_none = spread if any(spread) else None
         look["markersize"] = 8
@@ -123,11 +129,15 @@ def _line(axes: Any, line: Line, figure: Figure, i: int) -> None:
         )
         return
     axes.plot(x, y, linestyle=dashes(i), linewidth=1.8, zorder=3, **look)
-    if any(spread):
+    if any(spread) and len(x) == 1:  # which have no band
+        axes.errorbar(x, y, yerr=spread, color=colour, elinewidth=1.4, capsize=3, zorder=2)
+    elif any(spread):
         low, high = [a - s for a, s in zip(y, spread)], [a + s for a, s in zip(y, spread)]
         if axes.get_yscale() == "log":
             low = [max(a, b / 100) for a, b in zip(low, y)]
-        axes.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)
+        axes.fill_between(
+            x, low, high, color=colour, alpha=FAINT if len(figure.lines) > FEW else SOFT, linewidth=0
+        )
     if line.stop:
         axes.annotate(
             "✕", (x[-1], y[-1]), (11, 0), textcoords="offset points", color=colour, ha="center", va="center"
@@ -185,7 +195,7 @@ def spread_out(heights: list[float], step: float) -> list[float]:
     return low
 
 
-def _places(figure: Figure) -> dict[Any, float]:
+def places(figure: Figure) -> dict[Any, float]:
     """Where each x lies: numbers where they are, words side by side."""
     xs = dict.fromkeys(p.x for line in figure.lines for p in line.points)
     xs |= dict.fromkeys(line.stop[0] for line in figure.lines if line.stop and figure.x_kind == "multiple")
@@ -194,7 +204,7 @@ def _places(figure: Figure) -> dict[Any, float]:
     return {x: float(x) for x in xs}
 
 
-def _stops(figure: Figure) -> list[str]:
+def stops(figure: Figure) -> list[str]:
     """Why lines end early, a sentence each."""
     return [
         f"✕ {line.name} has no value at {line.stop[0]:g}×: {line.stop[1].partition(';')[0]}"
@@ -203,7 +213,7 @@ def _stops(figure: Figure) -> list[str]:
     ]
 
 
-def _powers(low: float, high: float) -> list[float]:
+def powers(low: float, high: float) -> list[float]:
     """Powers of 2 over a range, at most 8 of them, one beyond each end."""
     first, last = math.floor(math.log2(low)), math.ceil(math.log2(high))
     return [2.0**e for e in range(first, last + 1, max(1, math.ceil((last - first) / 7)))]
@@ -216,3 +226,11 @@ def in_bytes(size: float) -> str:
             return f"{size:g} {unit}"
         size /= 1024
     return f"{size:g} GiB"
+
+
+def short(x: float) -> str:
+    """123456 -> "123 k", 1e13 -> "10 T"."""
+    for size, letter in ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if abs(x) >= max(size, 1e4):
+            return f"{x / size:.3g}{letter}"
+    return f"{x:g}"

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 from zoo.runs.gather import Result
 from zoo.runs.rows import MISSING, label, value
 
+SAID = ("kind", "split", "count", "dataset", "weights", "averaged", "method", "data")  # in words of their own
+
 
 class Cell(NamedTuple):
     """A row's number: mean and unbiased standard deviation (None for one run) of `n` runs."""
@@ -17,6 +19,7 @@ class Cell(NamedTuple):
     deviation: float | None
     n: int
     protocol: dict[str, Any]
+    values: tuple[tuple[str, float], ...] = ()  # each run's, by its seed or what else is averaged over
     best: bool = False
     mark: str = ""  # the letter of its footnote
 
@@ -66,6 +69,17 @@ def marked(cells: list[Cell | None], hidden: set[str], footnotes: dict[str, str]
             cell = cell._replace(mark=footnotes.setdefault(text, _letter(len(footnotes))))
         marked.append(cell)
     return marked
+
+
+def words(told: Mapping[str, Any]) -> str:
+    """A protocol in words: "exact; test split, 10,000 examples of digits; best weights; log_prob, samples 100"."""
+    rest = {key: found for key, found in told.items() if key not in SAID and found is not None}
+    count = f"{told['count']:,}" if isinstance(told.get("count"), int) else told.get("count") or "some"
+    weights = f"{told.get('weights') or 'unknown'} weights" + (", averaged" if told.get("averaged") else "")
+    method = [str(told["method"])] if told.get("method") else []
+    options = [*method, *(f"{key} {found}" for key, found in rest.items())]
+    head = f"{told.get('kind') or 'a number'}; {told['split']} split, {count} examples of {told['dataset']}"
+    return "; ".join([head, weights, *([", ".join(options)] if options else [])])
 
 
 def _difference(told: Mapping[str, Any], usual: Mapping[str, Any]) -> str:

@@ -41,7 +41,11 @@ def check(runs: Sequence[Result], keys: Iterable[str]) -> None:
             known = {"name"}.union(*(_keys(run.config) for run in runs))
             parents = [key.rpartition(".")[0]] if key.rpartition(".")[0] in known else []
             near = parents + get_close_matches(key, sorted(known), 1)
-            cure = f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(sorted(known))}"
+            cure = (
+                f"did you mean {' or '.join(near)}?"
+                if near
+                else f"there are: {', '.join(sorted(k for k in known if '.' not in k))}"
+            )
             raise ValueError(f"no run has the config key {key}; {cure}")
 
 

@@ -4,20 +4,18 @@ Numbers are ranked only against numbers of the same protocol: kind, split, count
 option of the measurement. Others stand in the same column with a letter that says how they differ from most.
 """
 
-import csv
-import math
-import statistics
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from difflib import get_close_matches
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from zoo.runs.baseline import Delta, delta, find
 from zoo.runs.gather import Result
-from zoo.runs.protocol import Cell, marked, protocol, ranked, same
+from zoo.runs.numbers import asked, cells, check_numbers, reasons
+from zoo.runs.protocol import Cell, marked, ranked
+from zoo.runs.published import Published, published, unused
 from zoo.runs.rows import Row, check, group, label, value
 
-FACTS = {"steps": "steps", "parameters": "parameters", "seconds": "time"}
+FACTS = {"steps": "steps", "parameters": "parameters", "seconds": "time", "flops": "operations"}
 HIGHER = (
     "accuracy",
     "psnr",
@@ -33,13 +31,20 @@ HIGHER = (
 
 
 class Column(NamedTuple):
-    """One number for all rows, None where a row has none; `published` is the papers'."""
+    """One number for all rows, None where a row has none.
+
+    labels     what a column of a grid is called, one for each key of Table.over; () where a number has one column
+    published  the papers' values
+    deltas     differences to the baseline; None where there are none
+    """
 
     name: str
     unit: str
     split: str
     cells: list[Cell | None]
-    published: list[float | None]
+    published: list[Published | None]
+    labels: tuple[str, ...] = ()
+    deltas: Sequence[Delta | None] = ()
 
 
 class Table(NamedTuple):
@@ -49,74 +54,136 @@ class Table(NamedTuple):
     rows: list[Row]
     numbers: list[Column]
     facts: dict[str, list[list[Any]]]
-    footnotes: dict[str, str]  # letter -> how these numbers differ
+    footnotes: dict[str, str]  # letter -> how these numbers differ; figure -> how a published one was found
     notes: list[str]
+    over: tuple[str, ...] = ()  # keys whose values have a column each
+    baseline: str = ""
 
 
 def compare(
     results: Sequence[Result],
     keys: Sequence[str] = (),
     *,
+    columns: Sequence[str] = (),
     over: Sequence[str] = ("seed",),
     metrics: Sequence[str] = (),
     split: str | None = None,
-    columns: Sequence[str] = tuple(FACTS),
-    published: Mapping[tuple[str, str], float] | None = None,
+    facts: Sequence[str] | None = None,
+    baseline: str | None = None,
+    given: Mapping[tuple[str, str], Published] | None = None,
 ) -> Table:
     """The table of finished runs.
 
     keys       config keys, a row for each combination of their values; none: a row for each config
+    columns    config keys, a column for each combination of their values; none: a column for each number
     over       config keys that are averaged over
     metrics    names of numbers; none: each run's headline, its first number on the test split
     split      test, val ...; None: test, and val for runs that have no test
-    columns    facts behind the numbers: steps, parameters, seconds, or config keys
-    published  {(row, metric): value}; those in a config's `experiment.published` are added
-    Raises ValueError for an unknown key, metric or split, with what there is, and where no run is finished.
+    facts      behind the numbers: steps, parameters, seconds, flops, or config keys; none: FACTS' first three,
+               and nothing where there are columns
+    baseline   the label of a row or a column, or key=label: what the others' differences are to
+    given      {(row, metric): Published}; those in a config's `experiment.published` are added
+    Raises ValueError for an unknown key, metric, split or baseline, with what there is, for columns without
+    rows, and where no run is finished.
     """
     finished = [run for run in results if run.status == "finished"]
     notes = [_unfinished(run) for run in results if run.status != "finished"]
     if not finished:
         raise ValueError(f"none of {len(results)} runs is finished: {'; '.join(notes)}")
+    if columns and not keys:
+        raise ValueError(f"columns={','.join(columns)}: what the rows are has to be said too, by --rows")
+    behind = [*FACTS][:3] if facts is None and not columns else list(facts or ())
     check(
         finished,
-        [key for key in (*keys, *columns) if key not in FACTS] + [key for key in over if key != "seed"],
+        [key for key in (*keys, *columns, *behind) if key not in FACTS]
+        + [key for key in over if key != "seed"],
     )
     splits = (split,) if split else ("test", "val")
-    _check_numbers(finished, metrics, splits)
+    check_numbers(finished, metrics, splits)
     rows, mixed = group(finished, keys, over)
-    notes += mixed
-    asked = [found for row in rows for run in row.runs for found in _asked(run, metrics, splits)]
-    shown = keys or ("name", "dataset.name")
-    hidden = {"dataset"} if {"dataset", "dataset.name"} & set(shown) else set()
+    above = group(finished, columns, over)[0] if columns else [Row((), list(finished))]
+    notes += group(finished, [*keys, *columns], over)[1] if columns else mixed
+    grid = [[_both(row, column) for row in rows] for column in above]
+    shown = tuple(keys or ("name", "dataset.name"))
+    hidden = {"dataset"} if {"dataset", "dataset.name"} & {*shown, *columns} else set()
+    base = find(baseline, rows, above, shown, columns) if baseline is not None else None
     footnotes: dict[str, str] = {}
+    papers: dict[str, str] = {}
     versions: dict[str, list[str]] = {}
     numbers = []
-    for name, unit in dict.fromkeys(asked):
-        cells, left_out = _cells(rows, name, unit, splits, versions)
+    wanted = [found for row in rows for run in row.runs for found in asked(run, metrics, splits)]
+    for name, unit in dict.fromkeys(wanted):
+        flat, left_out = cells([row for part in grid for row in part], name, unit, splits, versions, over)
+        flat = marked(flat, hidden, footnotes)
         notes += left_out
-        cells = marked(ranked(cells, higher(name)), hidden, footnotes)
-        tested = Counter(cell.protocol["split"] for cell in cells if cell)
-        known = [_published(row, name, published or {}) for row in rows]
         notes += [
             f"{' '.join(row.labels)} has no {name}: {why}"
-            for row in rows
-            for why in _reasons(row, name, splits)
+            for part in grid
+            for row in part
+            for why in reasons(row, name, splits)
         ]
-        numbers.append(Column(name, unit, max(tested, key=lambda s: tested[s]), cells, known))
+        tested = Counter(cell.protocol["split"] for cell in flat if cell)
+        usual = max(tested, key=lambda told: tested[told])
+        parts = [ranked(flat[i * len(rows) : (i + 1) * len(rows)], higher(name)) for i in range(len(above))]
+        for column, part, members in zip(above, parts, grid, strict=True):
+            known = [published(row, name, given or {}, papers) for row in members]
+            deltas, told = _deltas(base, column, part, rows, above, parts)
+            notes += [f"{who}: no difference to {baseline}: {why}" for who, why in told]
+            numbers.append(Column(name, unit, usual, part, known, column.labels, deltas))
+    if base:
+        notes.insert(
+            0,
+            f"Δ is the mean of the differences to {baseline}, paired by {', '.join(over)}; "
+            "p of a two-sided paired t-test over n pairs",
+        )
     if any(cell and cell.n > 1 for column in numbers for cell in column.cells):
         notes.insert(0, f"mean ± unbiased standard deviation (runs) over {', '.join(over)}")
     if footnotes:
         notes.insert(0, "the best is marked among numbers of one protocol only")
-    unused = _unused(rows, numbers, published or {})
-    notes += [f"no row and number for the published {name} of {row}" for row, name in unused]
+    spare = unused(rows, [column.name for column in numbers], given or {})
+    notes += [f"no row and number for the published {name} of {row}" for row, name in spare]
     if len(versions) > 1:
         by = [
             f"{told or 'unknown'}: {', '.join(dict.fromkeys(who))}" for told, who in sorted(versions.items())
         ]
         notes.append(f"numbers of different versions of the code: {'; '.join(by)}")
-    facts = {FACTS.get(key, key): [_facts(row, key) for row in rows] for key in columns}
-    letters = {letter: text for text, letter in footnotes.items()}
-    return Table(tuple(shown), rows, numbers, facts, letters, notes)
+    last = {FACTS.get(key, key): [_facts(row, key) for row in rows] for key in behind}
+    letters = {letter: text for text, letter in (footnotes | papers).items()}
+    return Table(shown, rows, numbers, last, letters, notes, tuple(columns), baseline or "")
+
+
+def _both(row: Row, column: Row) -> Row:
+    """The runs of a grid's cell."""
+    if not column.labels:
+        return row
+    there = {run.identity for run in column.runs}
+    return Row((*row.labels, *column.labels), [run for run in row.runs if run.identity in there])
+
+
+def _deltas(
+    base: Row | None,
+    column: Row,
+    part: Sequence[Cell | None],
+    rows: Sequence[Row],
+    above: Sequence[Row],
+    parts: Sequence[Sequence[Cell | None]],
+) -> tuple[list[Delta | None], list[tuple[str, str]]]:
+    """One column's differences to the baseline, a row or a column, and who has none, and why."""
+    if base is None or base is column:
+        return [], []
+    if any(base is row for row in rows):
+        at = next(i for i, row in enumerate(rows) if row is base)
+        others = [part[at]] * len(rows)
+    else:
+        others = list(parts[next(i for i, one in enumerate(above) if one is base)])
+    deltas: list[Delta | None] = []
+    told = []
+    for row, cell, other in zip(rows, part, others, strict=True):
+        found = delta(cell, other) if row is not base else None
+        if isinstance(found, str) and cell is not None:
+            told.append((" ".join((*row.labels, *column.labels)), found))
+        deltas.append(found if isinstance(found, Delta) else None)
+    return deltas, told
 
 
 def higher(name: str) -> bool:
@@ -124,129 +191,9 @@ def higher(name: str) -> bool:
     return any(word in name for word in HIGHER)
 
 
-def read_published(path: Path) -> dict[tuple[str, str], float]:
-    """A CSV with columns row, metric, value -> {(row, metric): value}; rows are named as in the table."""
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"there is no file {path}; --published takes a CSV with columns row,metric,value"
-        )
-    with path.open(newline="") as file:
-        lines = list(csv.DictReader(file))
-    try:
-        return {(line["row"], line["metric"]): float(line["value"]) for line in lines}
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is no CSV with columns row,metric,value (a number): {error!r}") from None
-
-
 def _unfinished(run: Result) -> str:
     why = f"{run.status}: {run.reason}" if run.reason else run.status
     return f"not in the table: {run.name} ({run.folder}), {why}"
-
-
-def _check_numbers(results: Sequence[Result], metrics: Sequence[str], splits: Sequence[str]) -> None:
-    names = sorted({number["name"] for run in results for split in splits for number in _of(run, [split])})
-    if not names:
-        known = sorted({str(number.get("split")) for run in results for number in run.numbers})
-        has = ", ".join(known) or "no numbers at all"
-        raise ValueError(f"no run has numbers of the split {' or '.join(splits)}; there are: {has}")
-    for name in metrics:
-        if name not in names:
-            near = get_close_matches(name, names, 1)
-            hint = f"did you mean {near[0]}? " if near else ""
-            raise ValueError(f"no run has the metric {name}; {hint}there are: {', '.join(names)}")
-
-
-def _reasons(row: Row, name: str, splits: Iterable[str]) -> list[str]:
-    """Why a row's runs have no value of a number, each reason once."""
-    told = [n for run in row.runs for n in run.numbers if n["name"] == name and n["split"] in splits]
-    return list(dict.fromkeys(str(n["reason"]) for n in told if n["value"] is None and n.get("reason")))
-
-
-def _of(
-    run: Result, splits: Iterable[str], name: str | None = None, unit: str | None = None
-) -> list[dict[str, Any]]:
-    """A run's numbers on the first of the splits where it has any."""
-    for split in splits:
-        found = [
-            number
-            for number in run.numbers
-            if number.get("split") == split
-            and name in (None, number["name"])
-            and unit in (None, number.get("unit") or "")
-            and number["value"] is not None
-        ]
-        if found:
-            return found
-    return []
-
-
-def _asked(run: Result, metrics: Sequence[str], splits: Sequence[str]) -> list[tuple[str, str]]:
-    """Name and unit of a run's numbers that the table shows: the metrics, or its headline."""
-    found = (
-        [number for name in metrics for number in _of(run, splits, name)] if metrics else _of(run, splits)[:1]
-    )
-    return [(number["name"], number.get("unit") or "") for number in found]
-
-
-def _cells(
-    rows: Sequence[Row], name: str, unit: str, splits: Sequence[str], versions: dict[str, list[str]]
-) -> tuple[list[Cell | None], list[str]]:
-    """Each row's mean. A run measured more than once gives the number whose protocol most runs share."""
-    measured = {run.identity: _of(run, splits, name, unit) for row in rows for run in row.runs}
-    votes: Counter[str] = Counter()
-    for row in rows:
-        for run in row.runs:
-            votes.update({same(protocol(run, number)) for number in measured[run.identity]})
-    cells: list[Cell | None] = []
-    notes = []
-    for row in rows:
-        chosen: dict[str, list[tuple[dict[str, Any], dict[str, Any], str]]] = {}
-        for run in row.runs:
-            told = [(protocol(run, number), number) for number in measured[run.identity]]
-            if told:
-                how, number = max(told, key=lambda pair: votes[same(pair[0])])
-                version = str(number.get("version") or run.version)
-                chosen.setdefault(same(how), []).append((how, number, version))
-        if not chosen:
-            cells.append(None)
-            continue
-        kept = max(chosen.values(), key=len)
-        left = sum(map(len, chosen.values())) - len(kept)
-        who = " ".join(row.labels)
-        if left:
-            notes.append(f"{who} leaves out {left} of its runs: their {name} has another protocol")
-        for _, _, version in kept:
-            versions.setdefault(version, []).append(who)
-        values = [number["value"] for _, number, _ in kept]
-        finite = len(values) > 1 and all(map(math.isfinite, values))
-        cells.append(
-            Cell(
-                statistics.fmean(values),
-                statistics.stdev(values) if finite else None,
-                len(values),
-                kept[0][0],
-            )
-        )
-    return cells, notes
-
-
-def _published(row: Row, name: str, published: Mapping[tuple[str, str], float]) -> float | None:
-    for who in _names(row):
-        if (who, name) in published:
-            return published[who, name]
-    told = value(row.runs[0], f"experiment.published.{name}")
-    return float(told) if isinstance(told, int | float) else None
-
-
-def _names(row: Row) -> tuple[str, str]:
-    return row.labels[0], " ".join(row.labels)
-
-
-def _unused(
-    rows: Sequence[Row], numbers: Sequence[Column], published: Mapping[tuple[str, str], float]
-) -> list[Any]:
-    shown = {(who, column.name) for row in rows for who in _names(row) for column in numbers}
-    return [key for key in published if key not in shown]
 
 
 def _facts(row: Row, key: str) -> list[Any]:
