@@ -7,15 +7,26 @@ from zoo.config import command
 def main(config):
     from hydra.core.hydra_config import HydraConfig
 
-    from zoo.jobs import compose
+    from zoo.config.sweeps import job
+    from zoo.jobs import compose, plan
+    from zoo.jobs.match import matched
     from zoo.jobs.train import train
 
+    wait = job() is None  # a sweep has other jobs to do meanwhile
+    if config.dry_run:
+        if not wait:
+            raise ValueError("dry_run=true shows a grid; a search chooses its values as it goes")
+        return plan.single(config, compose.name_of(config))
+    if config.match and config.resume is None:
+        config = matched(config)
+        print(
+            f"match     {config.match.width}={config.match.value}: {config.match.reached:,.0f} {config.match.by}"
+        )
     whole = compose.plain(config)
     if config.resume is None:
-        train(whole, compose.name_of(whole))
-        return
+        return train(whole, compose.name_of(whole), wait=wait)
     stored, folder = compose.resumed(whole, list(HydraConfig.get().overrides.task))
-    train(stored, folder.name, folder=folder, allow=())
+    return train(stored, folder.name, folder=folder, allow=(), wait=wait)
 
 
 if __name__ == "__main__":

@@ -8,9 +8,10 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-from zoo.config import explain, help, resolvers, schema
+from zoo.config import explain, help, resolvers, schema, sweeps
 from zoo.config.catalogue import CONFIGS
 
 # Options of a model's own methods: whatever name they have, the model's signature judges it.
@@ -23,7 +24,8 @@ def command(config_name: str) -> Callable[[Callable[[Any], Any]], Callable[[], N
     """A program whose only argument is the config composed from configs/<config_name>.yaml and the command line.
 
     The function gets a DictConfig. What it raises is printed as one sentence (with `debug=trace`: as a traceback)
-    and ends the program with status 1; in a sweep the other jobs still run. SystemExit passes with its own status.
+    and ends the program with status 1. SystemExit passes with its own status. In a sweep what became of a job is
+    recorded, whatever it raised, and the others still run; the summary and the status tell in the end.
     """
 
     def decorate(function: Callable[[Any], Any]) -> Callable[[], None]:
@@ -43,19 +45,18 @@ def command(config_name: str) -> Callable[[Callable[[Any], Any]], Callable[[], N
 
             @functools.wraps(function)
             def job(config: Any) -> Any:
+                if (place := sweeps.job()) is not None:
+                    return recorded(function, config, config_name, trace, *place)
                 try:
-                    explain.missing(config)
-                    schema.check(config, schema.SCHEMAS[config_name])
-                    return function(config)
+                    return checked(function, config, config_name)
                 except BrokenPipeError:  # whoever read the output, `head` say, has enough
                     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
                     raise SystemExit(128 + 13) from None
                 except Exception as error:
                     report(error, trace)
-                    if not sweeping():
-                        raise SystemExit(1) from None
-                    raise explain.Told(str(error)) from error  # Hydra goes on with the other jobs
+                    raise SystemExit(1) from None
 
+            sweeps.Place.now = None
             try:
                 hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(job)()
             except explain.Told:
@@ -63,6 +64,10 @@ def command(config_name: str) -> Callable[[Callable[[Any], Any]], Callable[[], N
             except Exception as error:
                 report(error, trace, config_name)
                 raise SystemExit(1) from None
+            finally:
+                good = sweeps.told()
+            if not good:
+                raise SystemExit(1)
 
         return main
 
@@ -78,12 +83,46 @@ def readable(word: str) -> str:
     return f"++{word}" if word.startswith(FREE) else word
 
 
-def sweeping() -> bool:
-    """Whether this is one of several jobs."""
-    from hydra.core.hydra_config import HydraConfig
-    from hydra.types import RunMode
+def checked(function: Callable[[Any], Any], config: Any, config_name: str) -> Any:
+    """Call a program's function with a config that has all that it must have, of the right types."""
+    explain.missing(config)
+    schema.check(config, schema.SCHEMAS[config_name])
+    return function(config)
 
-    return bool(HydraConfig.get().mode == RunMode.MULTIRUN)
+
+def recorded(
+    function: Callable[[Any], Any], config: Any, config_name: str, trace: bool, place: Path, number: int
+) -> Any:
+    """One job of a sweep: its outcome in its record, its whole traceback in its log.
+
+    Returns the number that a search compares, None where the job failed: to the scheduler every job has ended well.
+    """
+    from hydra.core.hydra_config import HydraConfig
+
+    from zoo.runs import Run, lock, sweep
+
+    record = sweep.Record(place, number)
+    record.begin(HydraConfig.get().overrides.task)
+    try:
+        found = checked(function, config, config_name)
+        if not isinstance(found, Run):  # of evaluate.py, say
+            record.end("done")
+            return None
+        value = sweep.objective(found, config.optimize)
+        record.end(**sweep.ended(found, record.read()["began"]), value=value)
+        return value
+    except lock.Busy as error:
+        print(error, flush=True)
+        record.end("busy", str(error), lock=str(error.lock))
+    except Exception as error:
+        report(error, trace)
+        with open(record.log, "a") as log:
+            traceback.print_exception(error, file=log)
+        record.end("failed", explain.sentence(error).splitlines()[0])
+    except BaseException as error:
+        record.end("stopped", f"stopped by {type(error).__name__} {error}".strip())
+        raise
+    return None
 
 
 def report(error: Exception, trace: bool, config_name: str | None = None) -> None:

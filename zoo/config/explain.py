@@ -18,6 +18,14 @@ class Told(Exception):
 # Errors raised on purpose, whose message is a sentence for the user.
 PLAIN = (ValueError, OSError, LookupError, ImportError, FloatingPointError)
 
+# What other packages bring.
+ELSEWHERE = {
+    "hydra/launcher/submitit_slurm": "hydra/launcher=slurm needs submitit's plugin: pip install 'zoo[slurm]'",
+    "hydra/launcher/ray": "hydra/launcher=ray needs Hydra's plugin for Ray: pip install 'zoo[ray]'",
+    "hydra/sweeper/optuna": "hydra/sweeper=search needs Hydra's plugin for Optuna: pip install 'zoo[search]'",
+    "hydra/launcher/joblib": "hydra/launcher=joblib breaks loaders with workers; hydra/launcher=pool does as much",
+}
+
 
 def sentence(error: BaseException, config_name: str | None = None) -> str:
     """One error, in at most a few lines, the first naming the fault."""
@@ -51,6 +59,8 @@ def composition(error: BaseException, config_name: str | None) -> str:
         names = sorted(error.options or [])
         if not group:
             return f"error: no config named {asked!r}"
+        if asked in ELSEWHERE:
+            return f"error: {ELSEWHERE[asked]}"
         return f"error: {group}={name}: there is no such {group}{near(name, names)}\nthere are: {', '.join(names)}"
     if isinstance(error, OverrideParseException):
         return f"error: cannot read {error.override!r}: {' '.join(text.split())}"

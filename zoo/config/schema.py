@@ -24,6 +24,9 @@ class Train:
     init: str | None = None
     resume: str | None = None
     rerun: bool = False
+    dry_run: bool = False
+    match: Any = None
+    optimize: str = "val/loss"
     dataset: Any = None
     model: Any = None
     optimizer: Any = None
@@ -45,6 +48,10 @@ class Evaluate:
     splits: list[str] = field(default_factory=lambda: ["test"])
     batch_size: int | None = None
     examples: int | None = None
+    metrics: list[str] | None = None
+    samples: int = 10_000
+    reference: str = "train"
+    features: str | None = None
     stride: int | None = None
     lengths: list[int] = field(default_factory=list)
     speed: bool = False
@@ -68,7 +75,9 @@ class Sample:
     weights: str = "best"
     n: int = 64
     y: int | None = None
+    caption: str | None = None
     prompt: str | None = None
+    interpolate: int | None = None
     seed: int = 0
     name: str | None = None
     data_dir: str = "data"
