@@ -12,7 +12,13 @@ def main(config):
     logs = evaluate.loggers(asked["logger"], run, stored, job_type="eval")
     try:
         numbers, curves = evaluate.answered(
-            model, data, asked, weights, seed=asked["seed"], batch_size=asked["batch_size"]
+            model,
+            data,
+            asked,
+            weights,
+            seed=asked["seed"],
+            batch_size=asked["batch_size"],
+            places=evaluate.places(asked, run),
         )
         evaluate.add(run, numbers, curves)
         print(evaluate.told(numbers))

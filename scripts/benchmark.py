@@ -26,6 +26,8 @@ SECTIONS = {
     "sequence": "layers for sequences: peers, growth with length, tokens one by one, use of a GPU",
     "codes": "codes, and images pixel by pixel",
     "flows": "flows: peers, samples, and activations by inverting",
+    "diffusion": "networks of diffusion: U-Nets and a DiT beside peers",
+    "sweep": "sweeps: many runs of one command",
     "start": "train.py, from nothing to samples",
 }
 

@@ -5,14 +5,30 @@ from zoo.config import command
 
 @command("sample")
 def main(config):
-    from zoo.jobs import complete, compose, evaluate
+    from zoo.jobs import complete, compose, evaluate, interpolate, invert
 
     asked = compose.plain(config)
     if asked["n"] < 1:
         raise ValueError(f"n={asked['n']}: at least one sample must be drawn")
     run, _, model, data, weights = evaluate.opened(asked)
     options = dict(asked["sample"])
-    y = evaluate.labels(model, data, asked["y"], asked["n"])
+    if asked["interpolate"] is not None:
+        name = asked["name"] or "interpolation"
+        many = {"n": asked["n"], "steps": asked["interpolate"], "step": weights["step"]}
+        print(f"interpolation: {interpolate.interpolate(model, data, run, name, **many)}")
+        return
+    if asked["caption"] is None:
+        y = evaluate.labels(model, data, asked["y"], asked["n"])
+    elif asked["y"] is not None:
+        raise ValueError(f"y={asked['y']} and caption= are two conditions; it takes one")
+    else:
+        y = evaluate.caption(model, data, asked["caption"], asked["n"])
+    if asked["given"] == invert.GIVEN:
+        name = asked["name"] or invert.GIVEN
+        many = {"n": asked["n"], "options": options, "y": y, "step": weights["step"]}
+        path, error = invert.invert(model, data, run, name, **many)
+        print(f"inversion: {path}, {error:.3f} levels from the images")
+        return
     if asked["given"] is not None:
         if asked["prompt"] is not None:
             raise ValueError(f"prompt= and given={asked['given']} are two beginnings; it takes one")
@@ -37,7 +53,8 @@ def main(config):
         model,
         data,
         run,
-        asked["name"] or f"samples-{asked['seed']}",
+        asked["name"]
+        or "-".join([f"samples-{asked['seed']}", *(f"{k}={v}" for k, v in asked["sample"].items())]),
         n=asked["n"],
         options=options,
         seed=asked["seed"],

@@ -53,10 +53,10 @@ def program(name: str) -> ModuleType:
     return module
 
 
-def process(name: str, *words: str | Path) -> Done:
+def process(name: str, *words: str | Path, seconds: float = 120) -> Done:
     """The same, as a process of its own."""
     line = [sys.executable, str(ROOT / f"{name}.py"), *map(str, words)]
-    done = subprocess.run(line, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(line, capture_output=True, text=True, timeout=seconds)
     return Done(done.returncode, done.stdout, done.stderr)
 
 

@@ -21,12 +21,18 @@ from zoo.config.command import PLACES
 
 CONFIGS = ROOT / "configs"
 FILES = sorted(CONFIGS.rglob("*.yaml"))
-CHOICES = [path for path in FILES if path.parent != CONFIGS]
+CHOICES = [path for path in FILES if path.parent != CONFIGS and CONFIGS / "hydra" not in path.parents]
 MODELS = options("model")
 # what a user must give, here something that is not there: composing reads no data
 ASKED = {
+    "match=params": ["match.target=1e6"],
+    "match=flops": ["match.target=1e6"],
     "dataset=own_images": ["dataset.shape=[1,8,8]"],
     "dataset=own_text": ["dataset.source.root=nowhere.txt"],
+    "dataset=reflow": [
+        "dataset.shape=[2]",
+        *(f"dataset.{fact}=null" for fact in ("kind", "levels", "classes", "unit", "source.base")),
+    ],
 }
 # arguments that the house gives itself, beside those that are positional and required
 GIVEN = {
@@ -46,23 +52,36 @@ SPACES = {
 }
 CODED = ("images", "binary", "colours")  # those that a first stage is made for
 # what makes a model small enough for a test
-SMALL = {
-    model: ["model.dim=16", "model.depth=2"] for model in ("transformer", "mamba", "s4", "retnet", "rwkv")
-} | {
-    "code_prior": ["model.prior.dim=16", "model.prior.depth=2"],
-    "vqvae": ["model.encoder.widths=[4,8]", "quantizer.levels=16"],
-    "vqgan": [
-        "model.autoencoder.encoder.widths=[4,8]",
-        "model.critic.width=4",
-        "quantizer.levels=16",
-        "perceptual=none",
-    ],
-    "image_classifier": ["model.widths=[4,8]"],
-    "f_vae": ["model.latent=4", "model.noise_network.hidden=4", "model.network.hidden=[16]"],
-    "nice": ["model.hidden=[16]"],
-    "realnvp": ["model.hidden=4", "model.depth=1"],
-    "glow": ["model.hidden=8", "model.steps=2", "model.scales=2"],
-}
+SMALL = (
+    {model: ["model.dim=16", "model.depth=2"] for model in ("transformer", "mamba", "s4", "retnet", "rwkv")}
+    | {
+        model: ["backbone.dim=8", "backbone.mult=[1,2]", "backbone.depth=1", "backbone.attention=[]"]
+        for model in ("rectified_flow", "ddpm", "edm", "ot_cfm")
+    }
+    | {
+        "sd3": ["backbone.dim=16", "backbone.depth=2", "backbone.heads=2", "condition.dim=16"],
+        "cnf": ["backbone.width=16"],
+        "code_prior": ["model.prior.dim=16", "model.prior.depth=2"],
+        "vqvae": ["model.encoder.widths=[4,8]", "quantizer.levels=16"],
+        "vqgan": [
+            "model.autoencoder.encoder.widths=[4,8]",
+            "model.critic.width=4",
+            "quantizer.levels=16",
+            "perceptual=none",
+        ],
+        "latent_diffusion": ["backbone.dim=8", "backbone.depth=1"],
+        "kl_autoencoder": [
+            "model.autoencoder.encoder.widths=[4,8]",
+            "model.critic.width=4",
+            "perceptual=none",
+        ],
+        "image_classifier": ["model.widths=[4,8]"],
+        "f_vae": ["model.latent=4", "model.noise_network.hidden=4", "model.network.hidden=[16]"],
+        "nice": ["model.hidden=[16]"],
+        "realnvp": ["model.hidden=4", "model.depth=1"],
+        "glow": ["model.hidden=8", "model.steps=2", "model.scales=2"],
+    }
+)
 
 
 def name(path):
@@ -243,6 +262,8 @@ def made(model, space):
         words.append(f"model.codec.run={first_stage(space if space in CODED else CODED[0])}")
     config = composed("train", f"model={model}", *words)
     node = OmegaConf.to_container(config, resolve=True)["model"]
+    if not classes and str((node.get("condition") or {}).get("_target_")).endswith("ClassCondition"):
+        return None  # a model of labels, and data that have none
     torch.manual_seed(0)
     try:
         built = build(node, "model")

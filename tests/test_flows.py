@@ -297,13 +297,24 @@ def test_the_folded_convolution_is_the_convolution_and_then_the_norm():
 
 @pytest.mark.parametrize("matrix", [Dense, LU])
 @pytest.mark.parametrize("shape", [(4,), (4, 3, 3)])
-def test_the_folded_product_is_the_norm_and_then_the_mixing(matrix, shape):
+def test_the_folded_product_is_the_norm_and_then_the_mixing_and_so_is_its_inverse(matrix, shape):
     torch.manual_seed(10)
     folded = shaken(NormedInvertible1x1(4, matrix=matrix))
     slow = Chain(folded.norm, folded.mixing)
     x = torch.randn(5, *shape).double()
     for fast, plain in zip(folded(x), slow(x)):
         torch.testing.assert_close(fast, plain, rtol=0, atol=1e-12)
+    torch.testing.assert_close(folded.inverse(x), slow.inverse(x), rtol=0, atol=1e-12)
+
+
+def test_the_gain_of_glows_last_layer_is_that_of_its_weights():
+    torch.manual_seed(21)
+    layer = shaken(ZeroConv((3, 4, 4), (5, 4, 4)))
+    x, gain = torch.randn(2, 3, 4, 4).double(), (3 * layer.gain).exp()
+    expected = nn.functional.conv2d(
+        x, layer.conv.weight * gain.view(-1, 1, 1, 1), layer.conv.bias * gain, padding=1
+    )
+    torch.testing.assert_close(layer(x), expected, rtol=0, atol=1e-12)
 
 
 def test_a_mixing_starts_as_a_rotation():

@@ -35,7 +35,12 @@ LAYERS = {
     "zoo.runs": ({"zoo", "zoo.runs"}, {"torch", "lightning", "hydra", "omegaconf", "wandb", "numpy"}),
     "zoo.config": ({"zoo.config"}, {"torch", "lightning", "hydra", "omegaconf", "wandb", "numpy"}),
 }
-LATE = {("zoo.config.explain", "zoo.types"), ("zoo.config.resolvers", "zoo.data.vocabulary")}
+LATE = {
+    ("zoo.config.explain", "zoo.types"),
+    ("zoo.config.resolvers", "zoo.data.vocabulary"),
+    ("zoo.config.command", "zoo.runs"),
+    ("zoo.config.sweeps", "zoo.runs.sweep"),
+}
 FILES = sorted((ROOT / "zoo").rglob("*.py"))
 
 

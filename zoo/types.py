@@ -70,7 +70,10 @@ class Sampler(Protocol):
 
 @runtime_checkable
 class Density(Protocol):
-    """Tells how probable data is; `kind` says what its log_prob is of the true value."""
+    """Tells how probable data is; `kind` says what its log_prob is of the true value.
+
+    One whose log_prob is slow may have `on_request`: if it is true, evaluation asks only where `metrics` names nll.
+    """
 
     kind: Kind
 
@@ -110,7 +113,10 @@ class Scheduled(Protocol):
 
 @runtime_checkable
 class Measured(Protocol):
-    """Has a health that is seen over an epoch only: codebook use, active units, accuracy over counted tokens."""
+    """Has a health that is seen over an epoch only: codebook use, active units, accuracy over counted tokens.
+
+    It may have `unwell(told)`: what is bad about the numbers of `summarize`, each in a sentence with a cure.
+    """
 
     def statistics(self, x: Tensor, y: Tensor | None = None) -> dict[str, Tensor]:
         """Sums, which are added over batches and ranks."""

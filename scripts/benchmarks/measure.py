@@ -20,7 +20,8 @@ ROOT = Path(__file__).parents[2]
 PACKAGES = (
     *("torch", "torchvision", "lightning", "hydra-core", "pythae", "transformers"),
     *("mambapy", "performer-pytorch", "linear-attention-transformer"),
-    *("vector-quantize-pytorch", "diffusers"),
+    *("vector-quantize-pytorch", "diffusers", "nflows", "normflows"),
+    "denoising-diffusion-pytorch",
 )
 INSTALL = "not installed: uv sync --group bench"
 

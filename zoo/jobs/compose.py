@@ -1,28 +1,53 @@
 """From Hydra's config to the plain one that a job takes; a resumed run's is the one it stored."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from zoo.config.build import targets
 from zoo.config.explain import leaves
-from zoo.jobs.data import relocated
 from zoo.runs import Run, execution
+
+CHOICES = ("zoo.jobs.compose.perceptual",)  # targets that stand for others, by what is on this machine
 
 
 def plain(config: DictConfig) -> dict[str, Any]:
-    """A config, resolved, of dicts and lists alone."""
+    """A config, resolved, of dicts and lists alone; what depends on the machine is chosen, and then stands in it."""
     container = OmegaConf.to_container(config, resolve=True)
     assert isinstance(container, dict)
+    for _, node in list(targets(container)):
+        if node["_target_"] in CHOICES:
+            chosen = perceptual(**{key: value for key, value in node.items() if key != "_target_"})
+            node.clear()
+            node.update(chosen)
     return {str(key): value for key, value in container.items()}
 
 
-def name_of(config: dict[str, Any]) -> str:
-    """The run's name: as given, else <model>-<dataset>, as they were chosen."""
+def perceptual(*, root: str, run: str | None, weights: str, allow: list[str]) -> dict[str, Any]:
+    """The config of LPIPS where its weights lie in a folder, else that of a classifier's run.
+
+    ValueError where there is neither.
+    """
+    from zoo.nn.perceptual import FILES
+
+    if all((Path(root).expanduser() / name).is_file() for name in FILES):
+        return {"_target_": "zoo.nn.LPIPS", "root": root}
+    if run is None:
+        raise ValueError(
+            f"{root} has not the weights of LPIPS ({', '.join(FILES)}), and no classifier's run stands in for them: "
+            "scripts/prepare.py features dataset=<one> trains one, perceptual.run=<its folder> names it; or "
+            "perceptual=none"
+        )
+    return {"_target_": "zoo.pretrained", "run": run, "weights": weights, "allow": allow}
+
+
+def name_of(config: Mapping[str, Any] | DictConfig, choices: Mapping[str, str] | None = None) -> str:
+    """The run's name: as given, else <model>-<dataset>, as they were chosen (here, or in another config)."""
     from hydra.core.hydra_config import HydraConfig
 
-    choices = HydraConfig.get().runtime.choices
+    choices = choices or HydraConfig.get().runtime.choices
     return config["name"] or f"{choices['model']}-{choices['dataset']}"
 
 
@@ -31,6 +56,8 @@ def resumed(config: dict[str, Any], overrides: list[str]) -> tuple[dict[str, Any
 
     Raises ValueError for a word that would make it another experiment.
     """
+    from zoo.jobs.data import relocated  # torch
+
     run = Run.open(config["resume"])
     stored = run.config
     for key in sorted(overridden(overrides)):

@@ -1,5 +1,6 @@
 """Measure a trained model and write the numbers into its run's folder, each with its protocol."""
 
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,8 @@ from zoo.evaluation.length import check as check_lengths
 from zoo.evaluation.speed import check as check_speed
 from zoo.evaluation.stride import check as check_stride
 from zoo.jobs import data as jobs_data
+from zoo.jobs import points, quality
+from zoo.jobs.features import Places, extractor
 from zoo.loading import device_of, restored
 from zoo.runs import Run, environment, version
 from zoo.training.loaders import Loaders
@@ -31,8 +34,14 @@ def opened(asked: Mapping[str, Any]) -> tuple[Run, dict[str, Any], nn.Module, Lo
     config = jobs_data.relocated(run.config, asked["data_dir"])
     model, weights = restored(run, asked["weights"], device_of(asked["device"]), asked["allow"])
     data = jobs_data.loaders(config, stored=True, allow=asked["allow"])
-    check(model, {"splits": (), "log_prob": {}, **asked}, data)
+    check(model, {"splits": (), "log_prob": {}, **asked}, data, places(asked, run))
+    show_steps(model)
     return run, config, model, data, weights
+
+
+def places(asked: Mapping[str, Any], run: Run) -> Places:
+    """Where a command finds networks for features: its data, and the runs beside the one that it is about."""
+    return Places(asked["data_dir"], run.folder.parent)
 
 
 def loggers(
@@ -50,7 +59,7 @@ def loggers(
     ]
 
 
-def check(model: nn.Module, asked: Mapping[str, Any], loaders: Loaders) -> None:
+def check(model: nn.Module, asked: Mapping[str, Any], loaders: Loaders, places: Places | None = None) -> None:
     """Raise ValueError for what a config's `evaluate` asks for in vain: before a training, not after it."""
     for split in asked["splits"]:
         if split not in SPLITS:
@@ -69,6 +78,7 @@ def check(model: nn.Module, asked: Mapping[str, Any], loaders: Loaders) -> None:
         check_speed(model, loaders.facts["shape"])
     if asked["n"] < 0:
         raise ValueError(f"n={asked['n']}: 0 or more samples can be drawn")
+    quality.check(model, asked, loaders, places)
     for contract, name in ((Density, "log_prob"), (Sampler, "sample")):
         if can(model, contract):
             hints = get_type_hints(getattr(model, name))
@@ -87,8 +97,9 @@ def answered(
     *,
     seed: int = 0,
     batch_size: int | None = None,
+    places: Places | None = None,
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Numbers and curves that a config's `evaluate` asks for: of measure, and by length and of speed if it says so."""
+    """Numbers and curves that a config's `evaluate` asks for: of measure, of quality, by length and of speed."""
     common: dict[str, Any] = {"splits": asked["splits"], "weights": weights, "batch_size": batch_size}
     numbers = measure(
         model,
@@ -97,8 +108,10 @@ def answered(
         seed=seed,
         examples=asked["examples"],
         stride=asked.get("stride"),
+        metrics=asked.get("metrics"),
         **common,
     )
+    numbers += qualities(model, loaders, asked, weights, seed=seed, places=places)
     curves: list[dict[str, Any]] = []
     multiples = asked.get("lengths") or []
     if multiples:
@@ -120,6 +133,7 @@ def measure(
     batch_size: int | None = None,
     examples: int | None = None,
     stride: int | None = None,
+    metrics: Sequence[str] | None = None,
 ) -> list[dict[str, Any]]:
     """All that a model's contracts offer, over those of the splits that there are, the test split first; over val
     where there are none of them.
@@ -127,6 +141,7 @@ def measure(
     weights     which weights these are (which, averaged, step): it stands in every number
     examples    only so many of each split, evenly spread; it stands in the protocol
     stride      a text's likelihood is told in windows that overlap (zoo.evaluation.strided)
+    metrics     nll, health: only these of what the model can; None: both, but for a likelihood on request
     Raises ValueError for options that the model's log_prob has not.
     """
     if batch_size is not None and batch_size < 1:
@@ -141,7 +156,8 @@ def measure(
         if examples is not None and examples < len(dataset):
             protocol["examples"] = f"{examples} evenly spread of {len(dataset)}"
         common: dict[str, Any] = {"split": split, "protocol": protocol, "seed": seed}
-        if can(model, Density):
+        asked_for = not getattr(model, "on_request", False) if metrics is None else "nll" in metrics
+        if can(model, Density) and asked_for:
             batches, how = on(device, loaders.loader(split, batch_size, examples)), {}
             if stride is not None:
                 batches, how = strided(
@@ -151,8 +167,39 @@ def measure(
             numbers += likelihood(
                 model, batches, facts=loaders.facts, options=log_prob, counts=counts, **told
             )
-        if can(model, Measured):
-            numbers += health(model, on(device, loaders.loader(split, batch_size, examples)), **common)
+        if can(model, Measured) and (metrics is None or "health" in metrics):
+            found_out = health(model, on(device, loaders.loader(split, batch_size, examples)), **common)
+            numbers += found_out
+            if hasattr(model, "unwell"):
+                for sentence in model.unwell({number["name"]: number["value"] for number in found_out}):
+                    print(f"{split}: {sentence}", file=sys.stderr)
+    return stamped(numbers, weights)
+
+
+def qualities(
+    model: nn.Module,
+    loaders: Loaders,
+    asked: Mapping[str, Any],
+    weights: Mapping[str, Any],
+    *,
+    seed: int = 0,
+    places: Places | None = None,
+) -> list[dict[str, Any]]:
+    """The numbers of zoo.jobs.quality: of samples beside the first of the splits, of reconstructions of each."""
+    metrics = set(asked.get("metrics") or ())
+    extract = None
+    if quality.sees(metrics):
+        extract = extractor(asked, loaders, places, next(model.parameters()).device)
+    numbers: list[dict[str, Any]] = []
+    splits = found(loaders, asked["splits"]) or [asked.get("reference", "train")]
+    if metrics & set(quality.SAMPLED):
+        numbers += quality.sampled(model, loaders, asked, extract, split=splits[0], seed=seed)
+    if metrics & set(points.METRICS):
+        numbers += points.measured(model, loaders, asked, split=splits[0], seed=seed)
+    if metrics & set(quality.RECONSTRUCTED):
+        for split in splits:
+            seen = extract if "rfid" in metrics else None
+            numbers += quality.reconstructed(model, loaders, asked, seen, split=split, seed=seed)
     return stamped(numbers, weights)
 
 
@@ -296,9 +343,40 @@ def labels(model: nn.Module, loaders: Loaders, y: int | None, n: int) -> Tensor 
     classes = loaders.facts.get("classes")
     if not getattr(model, "conditional", False):
         raise ValueError(f"y={y}: this {type(model).__name__} was not trained with labels (conditional=true)")
+    if hasattr(loaders.dataset("train"), "told"):
+        raise ValueError(f"y={y}: {loaders.facts['name']} has captions, not labels; give caption='...'")
     if not classes or not 0 <= y < classes:
         raise ValueError(f"y={y}: {loaders.facts['name']} has the classes 0 to {(classes or 0) - 1}")
     return torch.full((n,), y, device=next(model.parameters()).device)
+
+
+def caption(model: nn.Module, loaders: Loaders, text: str, n: int) -> Tensor:
+    """A caption's tokens for n samples, (n, L). ValueError where the model or the data have no captions."""
+    tell = getattr(loaders.dataset("train"), "told", None)
+    if tell is None or not getattr(model, "conditional", False):
+        raise ValueError(
+            f"caption={text!r}: this {type(model).__name__} was not trained with captions (condition=caption)"
+        )
+    return tell(text).expand(n, -1).to(next(model.parameters()).device)
+
+
+def show_steps(model: nn.Module) -> None:
+    """Have a model that samples step by step tell of it, where someone sits before the screen."""
+    for part in model.modules():
+        if hasattr(part, "watch") and sys.stderr.isatty():
+            part.watch = Steps()
+
+
+class Steps:
+    """Draws the step that a sampler is at, a few times a second."""
+
+    def __init__(self) -> None:
+        self.drawn = 0.0
+
+    def __call__(self, i: int, t: Any, x: Any) -> None:
+        if (now := time.monotonic()) - self.drawn > 0.2:
+            self.drawn = now
+            print(f"\rsampling  step {i}, {len(x)} at once ", end="\r", file=sys.stderr, flush=True)
 
 
 def told(numbers: Sequence[Mapping[str, Any]]) -> str:
@@ -312,7 +390,8 @@ def told(numbers: Sequence[Mapping[str, Any]]) -> str:
         if number["value"] is None:
             lines.append(f"  {number['split']:5} {number['name']:16} –  ({number['reason']})")
             continue
-        value = f"{sign}{number['value']:.4f}{error} {number['unit']}".rstrip()
+        form = ".1e" if 0 < abs(number["value"]) < 5e-5 else ".4f"  # an error of 1e-6 is not 0
+        value = f"{sign}{number['value']:{form}}{error} {number['unit']}".rstrip()
         lines.append(
             f"  {number['split']:5} {number['name']:16} {value}  ({number['kind']}{', ' + about if about else ''})"
         )

@@ -1,5 +1,6 @@
 """One training from its first step, or from a checkpoint, to its last: the parts of the house put together."""
 
+import copy
 import logging
 import shutil
 import warnings
@@ -8,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.plugins.environments import TorchElasticEnvironment
+from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 
 from zoo import chance
@@ -16,6 +19,8 @@ from zoo.jobs.tell import banner
 from zoo.loading import load_weights
 from zoo.nn.checkpointing import checkpoint_blocks
 from zoo.runs import Run
+from zoo.training import devices
+from zoo.training.batches import pieces
 from zoo.training.checkpoints import Checkpoints, SafeIO
 from zoo.training.ema import EMA
 from zoo.training.finite import Finite
@@ -33,6 +38,8 @@ def refuse(config: Mapping[str, Any]) -> None:
     for key in ("max_steps", "accumulate_grad_batches", "val_check_interval", "log_every_n_steps"):
         if not isinstance(trainer[key], int) or trainer[key] < 1:
             raise ValueError(f"trainer.{key}={trainer[key]}: it takes a whole number, 1 or more")
+    devices.check(config)
+    pieces(config["batch_size"], trainer["accumulate_grad_batches"], devices.count(config))
     if trainer["accelerator"] in ("gpu", "cuda") and not torch.cuda.is_available():
         raise ValueError(
             f"trainer.accelerator={trainer['accelerator']}: there is no GPU here; try trainer=cpu"
@@ -78,6 +85,10 @@ def fit(
     """Train to the last step, from the beginning or from a checkpoint; returns the steps done, and the device."""
     quiet()
     node = dict(config["trainer"])
+    if isinstance(node["strategy"], dict) and node["strategy"]["_target_"].endswith(".Shards"):
+        model = copy.deepcopy(model)  # whole it remains, for what is measured after the training
+    elif node["strategy"] == "auto" and devices.started():
+        node["strategy"] = DDPStrategy(find_unused_parameters=True)
     optimizer = dict(config["optimizer"])
     groups = optimizer.pop("groups", [])
     validated = data.has("val")
@@ -114,10 +125,12 @@ def fit(
     if not validated:
         node["limit_val_batches"] = 0
     profiler = node.pop("profiler", None) or Untimed()
+    node.pop("timeout", None)
+    plugins = [SafeIO(), *([TorchElasticEnvironment()] if devices.started() else [])]
     trainer = build({**node, "_partial_": True}, "trainer", **stored)(
         callbacks=callbacks,
         logger=[MetricsLog(run.metrics_path), *loggers],
-        plugins=[SafeIO()],
+        plugins=plugins,
         profiler=profiler,
         default_root_dir=run.folder,
         check_val_every_n_epoch=None,
@@ -128,7 +141,15 @@ def fit(
     )
     banner(config, model, data, run, latest, trainer)
     with stopping:
-        trainer.fit(learner, datamodule=data, ckpt_path=latest)
+        try:
+            trainer.fit(learner, datamodule=data, ckpt_path=latest)
+        except RuntimeError as error:
+            if not devices.lost(error):
+                raise
+            raise ConnectionError(
+                "another rank is gone, or does not answer; its own error says more"
+            ) from error
+    devices.leave()
     return trainer.global_step, trainer.strategy.root_device
 
 
@@ -142,5 +163,6 @@ def quiet() -> None:
         ".*anonymous setting.*",
         ".*logging interval.*",
         ".*in eval mode at the start of training.*",
+        ".*`srun` command is available.*",
     ):
         warnings.filterwarnings("ignore", message=message)

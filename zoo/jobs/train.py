@@ -11,19 +11,25 @@ import torch
 from torch import nn
 
 from zoo.config import build
-from zoo.jobs import budget, evaluate
+from zoo.jobs import budget, evaluate, known, ranks
 from zoo.jobs.data import loaders as make_loaders
 from zoo.jobs.fit import fit, made, refuse, room
 from zoo.jobs.latents import encode_once
 from zoo.jobs.tell import device_name, peak_memory, tell
 from zoo.loading import adopt, at_home, device_of, load_weights
-from zoo.runs import DIGITS, Run, environment, find, identity, version
+from zoo.runs import Run, environment, identity, lock, version
 from zoo.training import checkpoint_files as files
+from zoo.training import devices
 from zoo.training.loaders import Loaders
 
 
 def train(
-    config: dict[str, Any], name: str, *, folder: Path | None = None, allow: Sequence[str] | None = None
+    config: dict[str, Any],
+    name: str,
+    *,
+    folder: Path | None = None,
+    allow: Sequence[str] | None = None,
+    wait: bool = True,
 ) -> Run:
     """Train, evaluate and write down one run; returns it.
 
@@ -31,9 +37,12 @@ def train(
     name     of the run's folder, before the identity's digits
     folder   of the run, where it is known (resume); else it follows from the identity
     allow    packages that the config may name where it was stored by a run; None: the user's own config
+    wait     for another process that trains the same run; else zoo.runs.lock.Busy is raised
     A finished run is told and not repeated, an unfinished one goes on. Raises ValueError for what cannot be trained.
     """
     refuse(config)
+    if devices.started() and not wait:
+        raise ValueError("a sweep starts the processes of its jobs itself: leave torchrun or srun away")
     if config["threads"]:
         torch.set_num_threads(config["threads"])
     stored: dict[str, Any] = {"stored": allow is not None, "allow": allow or ()}
@@ -41,16 +50,31 @@ def train(
     for split in ("train", "val", "test"):
         data.has(split)
     if folder is None:
+        known.remember(config, data.fingerprints)
         config = budget.within(config, data, stored)
     run, whole = identified(config, name, folder, data)
+    if devices.rank():
+        return ranks.follow(config, run, data, stored)
+    with lock.held(run.folder.parent, whole, wait=wait):
+        run, _ = identified(config, name, folder, data)  # again: another process may have made it meanwhile
+        return trained(config, name, run, whole, data, stored)
+
+
+def trained(
+    config: dict[str, Any], name: str, run: Run, whole: str, data: Loaders, stored: Mapping[str, Any]
+) -> Run:
+    """Do what is missing of a run that no other process trains now."""
     if run.finished and config["rerun"]:
         forget(run)
     if run.finished:
         return finished(run, config, data, stored)
+    if devices.count(config) > 1 and not devices.started():
+        return ranks.start(config, name, run, whole, stored)
     latest = started(run, config, whole)
+    devices.join(config)
     model = made(at_home(config, run), data, fresh=latest is None, **stored)
     room(model, run, config["keep"])
-    evaluate.check(model, config["evaluate"], data)
+    evaluate.check(model, config["evaluate"], data, evaluate.places(config, run))
     encode_once(model, data, config["trainer"]["max_steps"] * config["batch_size"], device_for(config))
     before = run.results.get("seconds", 0.0)
     results = {
@@ -100,7 +124,7 @@ def identified(config: Mapping[str, Any], name: str, folder: Path | None, data: 
     own = config if folder is None else at_home(config, Run(folder))
     whole = identity(own, data.fingerprints)
     if folder is None:
-        return find(config["runs"], whole) or Run(Path(config["runs"]) / f"{name}-{whole[:DIGITS]}"), whole
+        return known.placed(config["runs"], name, whole), whole
     if Run(folder).identity != whole:
         raise ValueError(
             f"{folder}: its data or another run that it builds on have changed; init={folder} starts a new run"
@@ -140,7 +164,10 @@ def measured(
     asked = config["evaluate"]
     weights = load_weights(model, run, asked["weights"])
     model.eval()
-    numbers, curves = evaluate.answered(model, data, asked, weights, seed=config["seed"])
+    evaluate.show_steps(model)
+    numbers, curves = evaluate.answered(
+        model, data, asked, weights, seed=config["seed"], places=evaluate.places(config, run)
+    )
     evaluate.add(run, numbers, curves)
     evaluate.show(numbers, loggers, weights["step"])
     evaluate.sample(
@@ -161,7 +188,7 @@ def finished(run: Run, config: dict[str, Any], data: Loaders, stored: Mapping[st
     print(f"{run.folder} is finished already (rerun=true repeats it)")
     if run.results["config"]["evaluate"] != config["evaluate"]:
         model = build(at_home(config, run)["model"], "model", **stored).to(device_for(config))
-        evaluate.check(model, config["evaluate"], data)
+        evaluate.check(model, config["evaluate"], data, evaluate.places(config, run))
         measured(config, model, data, run)
         run.write_results(run.results | {"config": config})
     tell(run)

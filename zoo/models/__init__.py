@@ -1,13 +1,17 @@
 """Distributions made of networks: loss, samples, likelihood; one paper, one file."""
 
 from zoo.models.autoregressive import Autoregressive
+from zoo.models.categorical_vae import CategoricalVAE
 from zoo.models.classifier import SequenceClassifier
+from zoo.models.cnf import CNF
+from zoo.models.diffusion import Diffusion
 from zoo.models.f_vae import FVAE
 from zoo.models.flow import Flow
 from zoo.models.fvsbn import FVSBN
 from zoo.models.gated_pixelcnn import GatedPixelCNN
 from zoo.models.glow import Glow
 from zoo.models.image_classifier import ImageClassifier
+from zoo.models.kl_autoencoder import KLAutoencoder
 from zoo.models.latent import Latent
 from zoo.models.made import MADE
 from zoo.models.masked import Masked
@@ -22,6 +26,7 @@ from zoo.models.vqgan import VQGAN
 from zoo.models.vqvae import VQVAE
 
 __all__ = [
+    "CNF",
     "FVAE",
     "FVSBN",
     "MADE",
@@ -31,10 +36,13 @@ __all__ = [
     "VQGAN",
     "VQVAE",
     "Autoregressive",
+    "CategoricalVAE",
+    "Diffusion",
     "Flow",
     "GatedPixelCNN",
     "Glow",
     "ImageClassifier",
+    "KLAutoencoder",
     "Latent",
     "Masked",
     "PixelCNN",

@@ -1,10 +1,12 @@
 """Which examples a batch has: each once per epoch, in an order that depends on the seed and the epoch only.
 
 n is the number of examples, `batch_size` the number of examples per optimizer step over all devices and all
-accumulated micro-batches. A place (see chance.py) is ("data", seed, split, epoch, batch, rank).
+accumulated micro-batches. `world` is the number of devices, `rank` the number of one.
 """
 
+import contextlib
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,14 +14,26 @@ from torch.utils.data import Sampler
 
 from zoo import chance
 
-Place = tuple[int | str, ...]
+
+class Place(NamedTuple):
+    """Where a batch stands, for chance.dealt: its places, the rows of each over all ranks, and whose share it is."""
+
+    places: list[tuple[int | str, ...]]
+    rows: list[int]
+    rank: int
+    world: int
+
+    def chance(self) -> contextlib.AbstractContextManager:
+        """The context in which to read or use this share."""
+        return chance.dealt(*self.places, rows=self.rows, rank=self.rank, world=self.world)
 
 
 class Batches(Sampler):
     """The micro-batches of one rank in training, as (place, indices).
 
     The order of an epoch is a permutation f(seed, epoch). Each `batch_size` of it are one optimizer step and
-    are dealt out to accumulate x world micro-batches, so a step has the same examples on any devices.
+    are dealt out to accumulate x world micro-batches, so a step has the same examples on any devices, and those of
+    one micro-batch of all ranks together are those of one device's.
     An incomplete last step is dropped.
     Raises ValueError where a step cannot be dealt out evenly, or where no step is left.
     """
@@ -67,15 +81,20 @@ class Batches(Sampler):
         skipped = self.begin[1] if self.begin[0] == epoch else 0
         for batch in range(skipped, len(self)):
             step, piece = divmod(batch, self.accumulate)
-            first = step * self.batch_size + piece * self.world + self.rank
-            place = ("data", self.seed, self.split, epoch, batch, self.rank)
-            yield place, order[first : (step + 1) * self.batch_size : self.pieces]
+            first = step * self.batch_size + piece + self.rank * self.accumulate
+            place = ("data", self.seed, self.split, epoch, batch)
+            rows = self.batch_size // self.accumulate
+            yield (
+                Place([place], [rows], self.rank, self.world),
+                order[first : (step + 1) * self.batch_size : self.pieces],
+            )
 
 
 class Once(Sampler):
     """Each example of a split exactly once over all ranks, in order, as (place, indices); place has no epoch.
 
-    All ranks get equally many batches, none of them empty: what is too little for all joins the batch before.
+    All ranks get equally many batches, none of them empty: what is too little for all joins the batch before. It
+    keeps the chance of the batch that it is on one device.
     size    examples per batch and rank
     some    only so many examples, evenly spread over the split; None: all
     Raises ValueError where there are fewer examples than ranks.
@@ -105,9 +124,20 @@ class Once(Sampler):
 
     def __iter__(self) -> Iterator[tuple[Place, Tensor]]:
         for batch in range(len(self)):
-            end = (batch + 1) * self.size if batch + 1 < len(self) else self.n
-            place = ("data", self.seed, self.split, batch, self.rank)
-            yield place, torch.arange(batch * self.size + self.rank, end, self.world) * self.all // self.n
+            rows = self.rows(batch)
+            end = batch * self.size + sum(rows)
+            places = [("data", self.seed, self.split, batch + i) for i in range(len(rows))]
+            yield (
+                Place(places, rows, self.rank, self.world),
+                torch.arange(batch * self.size + self.rank, end, self.world) * self.all // self.n,
+            )
+
+    def rows(self, batch: int) -> list[int]:
+        """How many examples a batch has over all ranks; of the last one, those that joined it apart."""
+        left = self.n - batch * self.size
+        if batch + 1 < len(self) or left <= self.size:
+            return [min(left, self.size)]
+        return [self.size, left - self.size]
 
 
 def pieces(batch_size: int, accumulate: int, world: int) -> int:

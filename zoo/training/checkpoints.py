@@ -74,7 +74,6 @@ class Checkpoints(Checkpoint):
         self.halted = False
         self.resumed = False
         self.validating = False
-        self.logged = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit" and trainer.is_global_zero:
@@ -82,12 +81,14 @@ class Checkpoints(Checkpoint):
             files.clean(self.folder)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        for log in _logs(trainer):
-            log.cut(self.logged)
         if self.resumed and self.best_step == self.step:
             self._name_best(self.path)  # a kill may have come between its two names
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not self.resumed:
+            for log in _logs(trainer):
+                log.cut(0)
+        self.on_fit_start(trainer, pl_module)  # again: a sharded model is restored only after the first time
         window, n = trainer.accumulate_grad_batches, trainer.num_training_batches
         often = trainer.val_check_batch
         if not trainer.enable_validation or not isinstance(often, int) or often % n == 0:
@@ -198,7 +199,9 @@ class Checkpoints(Checkpoint):
         """Send the loaders to the place, and remember what the metrics are to be cut to."""
         place = checkpoint["place"]
         self.step, self.path = place["step"], Path(trainer.ckpt_path)
-        self.logged, self.resumed = checkpoint["metrics_size"], True
+        self.resumed = True
+        for log in _logs(trainer):
+            log.cut(checkpoint["metrics_size"])
         if trainer.datamodule is not None:
             trainer.datamodule.start(place["epoch"], place["batch"])
         # Lightning cannot know that the loaders begin in the midst of an epoch

@@ -17,6 +17,8 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 from torch.nn import Parameter
 
+from zoo.training.sharding import parted, whole
+
 
 class EMA(Callback):
     """Averages the trained weights.
@@ -94,21 +96,22 @@ class EMA(Callback):
         """Put the average into `state_dict` and the raw weights beside it, also from within validation."""
         weights = {name: weight.detach() for name, weight in self.weights(pl_module).items()}
         average, raw = (weights, self.average) if self.swapped else (self.average, weights)
-        checkpoint["raw"] = dict(raw)
+        checkpoint["raw"] = {name: whole(weight) for name, weight in raw.items()}
+        stored = {name: whole(weight) for name, weight in average.items()}
         names = {weight: name for name, weight in self.weights(pl_module).items()}
         # one weight may have several names (tied embeddings): all of them get the average
         for name, weight in pl_module.named_parameters(remove_duplicate=False):
             if weight in names:
-                checkpoint["state_dict"][name] = average[names[weight]]
+                checkpoint["state_dict"][name] = stored[names[weight]]
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Take both back; a checkpoint without averages starts them from its weights."""
         weights = self.weights(pl_module)
-        self.average = {name: checkpoint["state_dict"][name].clone() for name in weights}
+        self.average = {name: parted(checkpoint["state_dict"][name], weights[name]) for name in weights}
         for name, raw in checkpoint.get("raw", {}).items():
-            weights[name].data.copy_(raw)
+            weights[name].data.copy_(parted(raw, weights[name]))
 
     def state_dict(self) -> dict[str, Any]:
         return {"updates": self.updates}

@@ -15,8 +15,10 @@ from lightning.pytorch.profilers import PassThroughProfiler
 from torch import Tensor, nn
 
 from zoo import chance
+from zoo.training.batches import Once, Place
 from zoo.training.means import Means
 from zoo.training.optimizers import build
+from zoo.training.sharding import shard
 from zoo.types import Measured, Scheduled, Trainable, can
 
 
@@ -29,7 +31,7 @@ class Learner(LightningModule):
     steps       optimizer steps of the whole training, the schedule's horizon
     config      a plain dict, stored in checkpoints under "config"
     log_every   steps between two lines of train/..., which are means over the examples of those steps
-    Chance is keyed to (seed, epoch, batch, rank) before each batch.
+    Chance is keyed to (seed, epoch, batch) before each batch, and on several devices dealt out as the batch is.
     Raises ValueError where the model has no loss, or its loss is not a dict of scalars with "loss".
     """
 
@@ -59,6 +61,8 @@ class Learner(LightningModule):
         self.last: Tensor | None = None  # the latest training loss, on the device
         self.scheduled, self.measured = can(model, Scheduled), can(model, Measured)
         self.tokens = 0  # per example, where x is a sequence of symbols
+        self.chance: Any = chance.ALONE  # the context of the present batch
+        self._sharded = False
         self._known: set[tuple[str, ...]] = set()
         self._since = time.monotonic()
 
@@ -68,6 +72,13 @@ class Learner(LightningModule):
             object.__setattr__(self, name, value)
         else:
             super().__setattr__(name, value)
+
+    def configure_model(self) -> None:
+        """Shard the model, once, where the trainer's strategy has a mesh of devices to shard over."""
+        mesh = getattr(self, "_device_mesh", None)
+        if mesh is not None and not self._sharded:
+            shard(self.model, mesh["data_parallel"])
+            self._sharded = True
 
     def configure_optimizers(self) -> dict[str, Any]:
         optimizer = build(self.model, self.optimizer, self.groups)
@@ -86,17 +97,24 @@ class Learner(LightningModule):
 
     def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         trainer = self.trainer
-        chance.at("train", self.seed, trainer.current_epoch, batch_idx, trainer.global_rank)
+        place = [("train", self.seed, trainer.current_epoch, batch_idx)]
+        rows = [len(batch["x"]) * trainer.world_size]
+        self.chance = Place(place, rows, trainer.global_rank, trainer.world_size).chance()
         if self.scheduled:  # the first step, after a resume too
             self.model.at(trainer.global_step)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        terms = self._terms(batch)
+        with self.chance:
+            terms = self._terms(batch)
         x = batch["x"]
         self.train_means.add(terms, len(x))
         self.tokens = x.shape[1] if x.dim() == 2 and not x.is_floating_point() else 0
         self.last = terms["loss"].detach()
         return terms["loss"]
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        with self.chance:  # what is computed again must not draw other numbers unnoticed
+            super().backward(loss, *args, **kwargs)
 
     def optimizer_step(
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None
@@ -126,12 +144,16 @@ class Learner(LightningModule):
         self._statistics: dict[str, Tensor] = {}
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        chance.at("val", self.seed, batch_idx, self.trainer.global_rank)
-        self.val_means.add(self._terms(batch), len(batch["x"]))
-        if self.measured:
-            for name, value in self.model.statistics(**batch).items():
-                before = self._statistics.get(name)
-                self._statistics[name] = value if before is None else before + value
+        n, trainer = len(batch["x"]), self.trainer
+        sampler = getattr(trainer.val_dataloaders, "sampler", None)
+        rows = sampler.rows(batch_idx) if isinstance(sampler, Once) else [n * trainer.world_size]
+        places = [("val", self.seed, batch_idx + i) for i in range(len(rows))]
+        with Place(places, rows, trainer.global_rank, trainer.world_size).chance():
+            self.val_means.add(self._terms(batch), n)
+            if self.measured:
+                for name, value in self.model.statistics(**batch).items():
+                    before = self._statistics.get(name)
+                    self._statistics[name] = value if before is None else before + value
 
     def on_validation_epoch_end(self) -> None:
         means, _ = self.val_means.read(self._reduce)

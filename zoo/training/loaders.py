@@ -25,8 +25,8 @@ class Keyed:
 
     def __getitem__(self, where: tuple[Place, Tensor]) -> dict[str, Tensor]:
         place, indices = where
-        chance.at(*place)
-        return self.dataset[indices]
+        with place.chance():
+            return self.dataset[indices]
 
 
 class Direct:
@@ -116,12 +116,14 @@ class Loaders(LightningDataModule):
         self.has("val")
 
     def loader(self, split: str, size: int | None = None, some: int | None = None) -> Direct | DataLoader:
-        """Training's micro-batches for "train"; for others each example once, `size` to a batch and rank.
+        """What a training reads: micro-batches of "train"; of others each example once, over all its ranks.
 
+        size    to a batch, of each example once for this process alone: for what is measured before or after
         some    only so many examples, evenly spread over the split
         """
         dataset = self.dataset(split)
-        world, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
+        shared = size is None and self.trainer
+        world, rank = (self.trainer.world_size, self.trainer.global_rank) if shared else (1, 0)
         if split == "train" and size is None:
             batches: Batches | Once = Batches(
                 len(dataset),
@@ -159,8 +161,9 @@ class Loaders(LightningDataModule):
         """Training batches for `model.prepare`: whole steps of the first epoch, the same on every rank."""
         dataset = self.dataset("train")
         for place, indices in Batches(len(dataset), self.batch_size, seed=self.seed, split="prepare"):
-            chance.at(*place)
-            yield dataset[indices]
+            with place.chance():
+                batch = dataset[indices]
+            yield batch
 
     def _made(self, split: str) -> Any:
         name, size = self.facts.get("name", "the config"), (self.facts.get("sizes") or {}).get(split)

@@ -13,9 +13,11 @@ import torch.distributed as dist
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
+from zoo.training import devices
 from zoo.training.checkpoints import Checkpoints
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+QUEUE = getattr(signal, "SIGUSR2", signal.SIGTERM)  # by submitit's handler, the job is queued again
 HURRY = b"\nstopping after this step; once more (Ctrl-C) ends it at once, with what was saved before\n"
 
 
@@ -29,7 +31,7 @@ class Stopping(Callback):
     window, but not for the end of a validation: that is done again, whole, after a resume. Only the
     validation after the very last step is waited for. A second SIGINT kills the process at once; files are
     written so that this harms none. With several processes any one's signal stops all, at the same step: the
-    flags are reduced on the CPU.
+    flags are reduced on the CPU. A scheduler's own handler of SIGUSR2 is called when all is saved.
     """
 
     def __init__(self, advice: str) -> None:
@@ -41,6 +43,8 @@ class Stopping(Callback):
     def __enter__(self) -> Self:
         self.got = 0
         self.before = {number: signal.getsignal(number) for number in SIGNALS}
+        if callable(signal.getsignal(QUEUE)):
+            self.before[QUEUE] = signal.getsignal(QUEUE)
         self._install()
         return self
 
@@ -51,27 +55,31 @@ class Stopping(Callback):
                 signal.signal(number, handler)
         left = isinstance(error, SystemExit) and self.got
         if left or (self.got and error is None):  # also when it came too late to be noticed in training
-            if int(os.environ.get("LOCAL_RANK", 0)) == 0:
+            if devices.rank() == 0:
                 print(self.advice, flush=True)
+            if self.got == QUEUE and callable(self.before.get(QUEUE)):
+                self.before[QUEUE](self.got, None)
             if error is None:
                 raise SystemExit(128 + self.got)
 
     def _install(self) -> None:
         if threading.current_thread() is threading.main_thread():
-            for number in SIGNALS:
+            for number in self.before:
                 signal.signal(number, self._note)
 
     def _note(self, number: int, frame: Any) -> None:
         if number == signal.SIGINT:
             signal.signal(number, signal.SIG_DFL)
-            os.write(2, HURRY)
+            if devices.rank() == 0:
+                os.write(2, HURRY)
         self.got = self.got or number
 
     def asked(self, trainer: Trainer) -> bool:
         """Whether any process was told to stop; with several, all must ask at the same moments."""
         if trainer.world_size > 1:
             if self.group is None:
-                self.group = dist.new_group(backend="gloo")  # NCCL would wait for the GPU at each step
+                # NCCL would wait for the GPU at each step
+                self.group = dist.new_group(backend="gloo", timeout=devices.patience)
             flag = torch.tensor(int(self.got))
             dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=self.group)
             self.got = int(flag)
