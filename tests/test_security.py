@@ -261,7 +261,13 @@ def test_an_allowed_name_is_a_package_not_a_beginning():
     assert not allowed("mine", ["mine"])
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*/*.yaml")), ids=lambda path: path.stem)
+# what is chosen by what is on disk: the choice is stored, not this
+CHOSEN = ROOT / "configs/perceptual/auto.yaml"
+
+
+@pytest.mark.parametrize(
+    "path", sorted({*(ROOT / "configs").glob("*/*.yaml")} - {CHOSEN}), ids=lambda path: path.stem
+)
 def test_all_that_our_own_configs_name_may_be_stored(path):
     content = yaml.safe_load(path.read_text())
     assert all(allowed(node["_target_"]) for _, node in targets(content))

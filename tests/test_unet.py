@@ -8,9 +8,7 @@ from torch import nn
 from zoo.nn import Condition, UNet, checkpoint_blocks
 from zoo.nn.field_dropout import FieldDropout
 from zoo.nn.norm_silu import NormSiLU
-from zoo.nn.paths import EDMPath, Straight, VariancePreserving, spread
 from zoo.nn.unet import Double, Look, wide_group_norm
-from zoo.nn.upsample_guidance import repeated, upsampled
 from zoo.types import Unfit
 
 SMALL = {"dim": 8, "mult": (1, 2), "depth": 1, "attention": (8,), "heads": 2}
@@ -247,80 +245,3 @@ def test_with_diffusers_weights_it_tells_what_theirs_tells():
     x, t = torch.randn(2, 3, 8, 8), torch.rand(2)
     with torch.no_grad():
         torch.testing.assert_close(ours.eval()(x, t), theirs.eval()(x, 1000 * t).sample, rtol=1e-4, atol=1e-5)
-
-
-PATHS = [
-    (Straight(), (0.2, 0.7, 0.999)),
-    (VariancePreserving(), (0.1, 0.6, 0.99)),
-    (EDMPath(), (0.1, 2.0, 80.0)),
-]
-
-
-@pytest.mark.parametrize(("path", "times"), PATHS, ids=["straight", "vp", "edm"])
-def test_upsample_guidance_changes_nothing_of_what_is_exact_about_constant_blocks(path, times):
-    """7.7 of Hwang et al.: data constant on m x m blocks, and a network that knows the data."""
-    torch.manual_seed(0)
-    small = torch.randn(2, 1, 3, 3).double()
-    known = {3: small, 6: repeated(small, 2)}
-
-    def exact(x, t):
-        alpha, sigma = path.coefficients(t)
-        x_0 = known[x.shape[-1]]
-        return x_0, (x - spread(alpha, x) * x_0) / spread(sigma, x)
-
-    for time in times:
-        t = torch.full((2,), time).double()
-        alpha, sigma = path.coefficients(t)
-        x = spread(alpha, known[6]) * known[6] + spread(sigma, known[6]) * torch.randn(2, 1, 6, 6).double()
-        for told, guided in zip(exact(x, t), upsampled(exact, path, 2, share=1.0)(x, t), strict=True):
-            torch.testing.assert_close(guided, told, rtol=1e-7, atol=1e-8)
-
-
-def wrong(x, t):
-    """Estimates of x_0 and x_1 by no network that knows anything."""
-    return torch.sin(3 * x) * spread(t, x), torch.cos(x) + spread(t, x)
-
-
-def test_upsample_guidance_of_the_noise_is_the_papers():
-    path, m, w = VariancePreserving(), 2, 0.7
-    torch.manual_seed(0)
-    x, t = torch.randn(2, 1, 4, 4).double(), torch.tensor([0.5, 0.8]).double()
-    alpha, sigma = (a[:, None, None, None] for a in path.coefficients(t))
-    power = alpha**2 + sigma**2 / m**2
-    tau = path.at_ratio((sigma / m / alpha).flatten())
-    low = wrong(F.avg_pool2d(x, m) / power.sqrt(), tau)[1]
-    noise = wrong(x, t)[1]
-    paper = noise + w * repeated(low / m - F.avg_pool2d(noise, m), m)
-    torch.testing.assert_close(upsampled(wrong, path, m, strength=w, share=1.0)(x, t)[1], paper)
-
-
-def test_upsample_guidance_of_the_velocity_is_that_of_both_ends():
-    path, m, w = Straight(), 2, 0.7
-    torch.manual_seed(0)
-    x, t = torch.randn(2, 1, 4, 4).double(), torch.tensor([0.6, 0.9]).double()
-    a, s = 1 - t, t / m
-    tau, scale = s / (a + s), 1 / (a + s)
-    low_0, low_1 = wrong(scale[:, None, None, None] * F.avg_pool2d(x, m), tau)
-    x_0, x_1 = wrong(x, t)
-    velocity = x_1 - x_0
-    plain = velocity + w * repeated(low_1 / m - low_0 - F.avg_pool2d(velocity, m), m)
-    x_0, x_1 = upsampled(wrong, path, m, strength=w, share=1.0)(x, t)
-    torch.testing.assert_close(x_1 - x_0, plain, rtol=1e-9, atol=1e-9)
-
-
-def test_upsample_guidance_ends_with_its_share_and_at_full_strength_leaves_what_is_told_below():
-    path = Straight()
-    x = torch.randn(2, 1, 4, 4).double()
-    t = torch.tensor([0.4, 0.6]).double()
-    guided = upsampled(wrong, path, 2, share=0.5)(x, t)
-    for told, now in zip(wrong(x, t), guided, strict=True):
-        assert torch.equal(told[0], now[0])
-        assert not torch.equal(told[1], now[1])
-    s = t / 2
-    low_0, _ = wrong(F.avg_pool2d(x, 2) / (1 - t + s)[:, None, None, None], s / (1 - t + s))
-    torch.testing.assert_close(F.avg_pool2d(guided[0], 2)[1], low_0[1])
-    assert upsampled(wrong, path, 1)(x, t)[0].equal(wrong(x, t)[0])
-    with pytest.raises(ValueError, match="factor=0"):
-        upsampled(wrong, path, 0)
-    with pytest.raises(ValueError, match=r"a field of \(4, 4\) is no factor=3 times larger"):
-        upsampled(wrong, path, 3)(x, t)

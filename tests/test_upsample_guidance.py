@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from test_paths import PATHS, close
 
 from zoo.models import Diffusion
-from zoo.nn import Noise, UNet, VariancePreserving
+from zoo.nn import Noise, Straight, UNet, VariancePreserving
+from zoo.nn.paths import spread
 from zoo.nn.upsample_guidance import repeated, upsampled
 
 
@@ -53,6 +54,38 @@ def test_the_coarse_part_is_that_of_the_trained_size(name):
         close(F.avg_pool2d(x_1, m), F.avg_pool2d(exact[1], m), tolerance)
     t = torch.full((3,), 0.1 * path.span[1], dtype=torch.float64)
     assert upsampled(ends, path, m)(x, t)[0].abs().max() == 0  # later nothing is changed
+
+
+def wrong(x, t):
+    """Estimates of x_0 and x_1 by no network that knows anything."""
+    return torch.sin(3 * x) * spread(t, x), torch.cos(x) + spread(t, x)
+
+
+def test_of_the_noise_it_is_the_papers():
+    path, m, w = VariancePreserving(), 2, 0.7
+    torch.manual_seed(0)
+    x, t = torch.randn(2, 1, 4, 4).double(), torch.tensor([0.5, 0.8]).double()
+    alpha, sigma = (a[:, None, None, None] for a in path.coefficients(t))
+    power = alpha**2 + sigma**2 / m**2
+    tau = path.at_ratio((sigma / m / alpha).flatten())
+    low = wrong(F.avg_pool2d(x, m) / power.sqrt(), tau)[1]
+    noise = wrong(x, t)[1]
+    paper = noise + w * repeated(low / m - F.avg_pool2d(noise, m), m)
+    torch.testing.assert_close(upsampled(wrong, path, m, weight=w, since=0.0)(x, t)[1], paper)
+
+
+def test_of_the_velocity_it_is_that_of_both_ends():
+    path, m, w = Straight(), 2, 0.7
+    torch.manual_seed(0)
+    x, t = torch.randn(2, 1, 4, 4).double(), torch.tensor([0.6, 0.9]).double()
+    a, s = 1 - t, t / m
+    tau, scale = s / (a + s), 1 / (a + s)
+    low_0, low_1 = wrong(scale[:, None, None, None] * F.avg_pool2d(x, m), tau)
+    x_0, x_1 = wrong(x, t)
+    velocity = x_1 - x_0
+    plain = velocity + w * repeated(low_1 / m - low_0 - F.avg_pool2d(velocity, m), m)
+    x_0, x_1 = upsampled(wrong, path, m, weight=w, since=0.0)(x, t)
+    torch.testing.assert_close(x_1 - x_0, plain, rtol=1e-9, atol=1e-9)
 
 
 def test_images_are_drawn_larger_than_the_data():

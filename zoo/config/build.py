@@ -75,15 +75,9 @@ def build(node: Any, key: str = "", *, stored: bool = False, allow: Sequence[str
     if node is None:
         return None
     plain = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
-    if stored and (found := next((name for name, text in texts(plain, key) if "${" in text), None)):
-        raise ValueError(f"the stored config has an interpolation at {found}: a run stores values only")
+    if stored:
+        admit(plain, key, allow)
     for path, part in targets(plain, key):
-        target = part["_target_"]
-        if stored and not allowed(target, allow):
-            raise ValueError(
-                f"the stored config names {target} (at {path or 'its top'}), which is not built from a file; "
-                f"if you trust it: ZOO_ALLOW={target.split('.')[0]}"
-            )
         check_types(part, path)
     try:
         return unwrapped(instantiate(plain, _convert_="all"))
@@ -94,6 +88,19 @@ def build(node: Any, key: str = "", *, stored: bool = False, allow: Sequence[str
         if cause is None or isinstance(cause, InstantiationException):
             raise ValueError(" ".join(str(error).split())) from None
         raise cause from None
+
+
+def admit(plain: Any, key: str = "", allow: Sequence[str] = ()) -> None:
+    """Raise ValueError where a config from a run's folder has an interpolation, or a target that is not admitted."""
+    if found := next((name for name, text in texts(plain, key) if "${" in text), None):
+        raise ValueError(f"the stored config has an interpolation at {found}: a run stores values only")
+    for path, part in targets(plain, key):
+        target = part["_target_"]
+        if not allowed(target, allow):
+            raise ValueError(
+                f"the stored config names {target} (at {path or 'its top'}), which is not built from a file; "
+                f"if you trust it: ZOO_ALLOW={target.split('.')[0]}"
+            )
 
 
 def targets(node: Any, path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from zoo.config import build
+from zoo.config.build import admit
 from zoo.jobs import budget, evaluate, known, ranks
 from zoo.jobs.data import loaders as make_loaders
 from zoo.jobs.fit import fit, made, refuse, room
@@ -40,6 +41,8 @@ def train(
     wait     for another process that trains the same run; else zoo.runs.lock.Busy is raised
     A finished run is told and not repeated, an unfinished one goes on. Raises ValueError for what cannot be trained.
     """
+    if allow is not None:
+        admit(config, allow=allow)
     refuse(config)
     if devices.started() and not wait:
         raise ValueError("a sweep starts the processes of its jobs itself: leave torchrun or srun away")
