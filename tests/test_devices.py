@@ -11,7 +11,7 @@ from functools import partial
 
 import pytest
 import torch
-from commands import TINY, VAE, only, process, run
+from commands import TINY, TRANSFORMER, VAE, only, process, run
 from conftest import ROOT, composed
 from omegaconf import OmegaConf
 from tiny_run import ended, forked
@@ -229,14 +229,14 @@ def metrics(folder):
     return {(int(step), name): float(value) for step, name, value in lines}
 
 
-def assert_same_run(one, two, rtol=1e-5, atol=1e-6):
+def assert_same_run(one, two, rtol=1e-5, atol=1e-6, told=1e-5):
     """Weights, averages, buffers, moments, metrics and final numbers, and the identity."""
     assert one.name == two.name
     a, b = (files.load(files.newest(folder / "checkpoints")[0]) for folder in (one, two))
     assert a["place"] == b["place"]
     for part in ("state_dict", "raw", "optimizer_states"):
         torch.testing.assert_close(b.get(part), a.get(part), rtol=rtol, atol=atol)
-    assert metrics(one) == pytest.approx(metrics(two), rel=rtol, abs=1e-5)
+    assert metrics(one) == pytest.approx(metrics(two), rel=told, abs=1e-5)
     a, b = (json.loads((folder / "results.json").read_text()) for folder in (one, two))
     assert {a["status"], b["status"]} == {"finished"}
     for number, other in zip(a["numbers"], b["numbers"], strict=True):
@@ -251,6 +251,7 @@ SMALL = {
     "codebook": (
         "model=vqvae", "model.encoder.widths=[4,8]", "model.dim=4", "quantizer=ema", "quantizer.levels=8", "ema=0.5"
     ),
+    "masked": (*TRANSFORMER, "objective=masked", "dataset=digits", "evaluate.n=0"),
     "glow": ("model=glow", "model.hidden=8", "model.steps=1", "model.scales=2", "trainer.gradient_clip_val=1"),
 }  # fmt: skip
 
@@ -263,7 +264,8 @@ def test_two_processes_train_what_one_trains(tmp_path, forks, name):
         done = run("train", *TINY, *words, *trainer, f"runs={tmp_path / folder}")
         assert done.code == 0, done.err
     assert len(forks) == 2
-    assert_same_run(only(tmp_path / "one"), only(tmp_path / "two"))
+    # a validation's loss per token is a mean of means, where ranks hide unequal numbers of tokens
+    assert_same_run(only(tmp_path / "one"), only(tmp_path / "two"), told=1e-4 if name == "masked" else 1e-5)
 
 
 def test_shards_train_what_one_process_trains(tmp_path, forks):

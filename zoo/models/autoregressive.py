@@ -17,6 +17,7 @@ from zoo.nn.attention import Attention
 from zoo.nn.backbone import Backbone
 from zoo.nn.feedforward import FeedForward
 from zoo.nn.head import Logits
+from zoo.nn.ranks import per_rank
 from zoo.types import Density, Kind, Sampler, Unfit, scored
 
 
@@ -142,7 +143,7 @@ class Autoregressive(nn.Module):
         """loss: nats per scored token; nats: per example."""
         h, tokens = self.told(x, y)
         nats = self.head.nats(h, tokens).sum()
-        return {"loss": nats / scored(tokens).sum().clamp(min=1), "nats": nats / len(x)}
+        return {"loss": nats / per_rank(scored(tokens).sum(), self.training), "nats": nats / len(x)}
 
     def log_prob(self, x: Tensor, y: Tensor | None = None, *, since: int = 0) -> Tensor:
         """log p(x), or log p(x | y), in nats, (B,). ValueError with targets.

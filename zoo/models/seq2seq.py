@@ -19,6 +19,7 @@ from zoo.nn.backbone import Backbone
 from zoo.nn.cross import CrossBlock
 from zoo.nn.feedforward import FeedForward
 from zoo.nn.position import SinusoidalPosition
+from zoo.nn.ranks import per_rank
 from zoo.types import PAD, Kind, Unfit, scored
 
 
@@ -94,7 +95,7 @@ class Seq2Seq(nn.Module):
         tokens = sequence(x)
         logits = self(x, y)
         nats = F.cross_entropy(logits.flatten(0, 1), tokens.flatten(), ignore_index=PAD, reduction="sum")
-        return {"loss": nats / scored(tokens).sum().clamp(min=1), "nats": nats / len(x)}
+        return {"loss": nats / per_rank(scored(tokens).sum(), self.training), "nats": nats / len(x)}
 
     def log_prob(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         """log p(x | y) in nats, (B,)."""

@@ -22,6 +22,14 @@ def averaged(x: Tensor) -> Tensor:
     return summed(x) / dist.get_world_size() if together() else x
 
 
+def per_rank(count: Tensor, training: bool) -> Tensor:
+    """By what a rank divides its sum over `count` tokens, at least 1, so that the mean over ranks is one over all.
+
+    In training it is the mean count of the ranks, for gradients are averaged; in validation the rank's own.
+    """
+    return (averaged(count) if training else count).clamp(min=1)
+
+
 def first(x: Tensor) -> Tensor:
     """Rank 0's x, on every rank."""
     if together():
