@@ -6,6 +6,7 @@ import torch
 from tiny_run import Noisy, difference, final, train
 from torch import nn
 
+from zoo.jobs.fit import averages
 from zoo.training.checkpoint_files import load, newest
 from zoo.training.ema import EMA
 
@@ -116,3 +117,12 @@ def test_a_frozen_weight_is_not_averaged(tmp_path):
     ema = EMA(0.5)
     ema.on_fit_start(None, module)
     assert set(ema.average) == {"model.net.3.weight", "model.net.3.bias"}
+
+
+def test_a_config_asks_for_an_average_by_a_decay_or_with_its_warm_up():
+    assert averages(None) == []
+    assert [(a.decay, a.warm_up) for a in averages(0.9)] == [(0.9, False)]
+    assert [(a.decay, a.warm_up) for a in averages({"decay": 0.9, "warm_up": True})] == [(0.9, True)]
+    for wrong in ("abc", True, {"warm_up": True}, {"decay": 0.9, "warmup": True}, {"decay": 0.9, "warm_up": 3}):
+        with pytest.raises(ValueError, match=r"ema=.*takes a decay"):
+            averages(wrong)

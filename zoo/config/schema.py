@@ -15,7 +15,7 @@ class Train:
     batch_size: int = 128
     num_workers: int = 0
     data_device: str = "cpu"
-    ema: float | None = None
+    ema: Any = None
     gradient_checkpointing: Any = "none"
     checkpoint_every: int | None = 1000
     keep: int | None = 2

@@ -38,6 +38,7 @@ def refuse(config: Mapping[str, Any]) -> None:
     for key in ("max_steps", "accumulate_grad_batches", "val_check_interval", "log_every_n_steps"):
         if not isinstance(trainer[key], int) or trainer[key] < 1:
             raise ValueError(f"trainer.{key}={trainer[key]}: it takes a whole number, 1 or more")
+    averages(config["ema"])
     devices.check(config)
     pieces(config["batch_size"], trainer["accumulate_grad_batches"], devices.count(config))
     if trainer["accelerator"] in ("gpu", "cuda") and not torch.cuda.is_available():
@@ -104,7 +105,7 @@ def fit(
     )
     stopping = Stopping(f"stopped; to go on: train.py resume={run.folder}")
     callbacks = [
-        *([EMA(config["ema"])] if config["ema"] is not None else []),
+        *averages(config["ema"]),
         stopping,
         Finite(),
         *([Progress()] if node.pop("enable_progress_bar") else []),
@@ -151,6 +152,17 @@ def fit(
             ) from error
     devices.leave()
     return trainer.global_step, trainer.strategy.root_device
+
+
+def averages(ema: Any) -> list[EMA]:
+    """The average of weights that a config asks for: a decay, or {decay, warm_up}; ValueError for anything else."""
+    if ema is None:
+        return []
+    asked = dict(ema) if isinstance(ema, Mapping) else {"decay": ema}
+    number = isinstance(asked.get("decay"), int | float) and not isinstance(asked["decay"], bool)
+    if not number or not {"decay", "warm_up"} >= set(asked) or not isinstance(asked.get("warm_up", False), bool):
+        raise ValueError(f"ema={ema}: it takes a decay, as 0.999, or {{decay: 0.9999, warm_up: true}}")
+    return [EMA(**asked)]
 
 
 def quiet() -> None:
