@@ -106,15 +106,23 @@ def test_checkpointing_changes_no_gradient(policy):
 
 def test_odd_sizes_are_refused_in_words():
     with pytest.raises(Unfit, match=r"shape=\[1, 28, 28\] is halved 3 times.*multiples of 8"):
-        UNet((1, 28, 28), None, attention=())
+        UNet((1, 28, 28), None, mult=(1, 2, 2, 2), attention=())
     with pytest.raises(Unfit, match=r"shape=\[3, 7, 8\] is halved 1 times"):
         network()(torch.zeros(1, 3, 7, 8).double(), torch.zeros(1).double())
     with pytest.raises(Unfit, match="must be an image"):
         UNet((2,), None)
     with pytest.raises(ValueError, match=r"heights \[8, 4\]; try backbone.attention=\[4\]"):
-        UNet((3, 8, 8), None, dim=8, mult=(1, 2))
+        UNet((3, 8, 8), None, dim=8, mult=(1, 2), attention=(16,))
     with pytest.raises(ValueError, match="16 channels cannot be split over heads=3; try heads=4"):
         Look(16, 3)
+
+
+@pytest.mark.parametrize(("side", "halvings", "height"), [(32, 3, 16), (28, 2, 14), (8, 3, 4), (7, 0, None)])
+def test_sides_are_halved_as_far_as_they_go_and_half_the_height_looks_at_itself(side, halvings, height):
+    network = UNet((1, side, side), None, dim=8, depth=1)
+    assert network.halvings == halvings
+    looks = [isinstance(stage.attention, Look) for stage in network.down if hasattr(stage, "attention")]
+    assert looks == [height == side // 2**i for i in range(halvings + 1)]
 
 
 def test_it_takes_larger_images_than_those_it_was_made_for():

@@ -30,9 +30,11 @@ class UNet(nn.Module):
     shape       (C, H, W) of an image; others can be given, if they can be halved as often
     context     width of a condition, None for none
     dim         channels at the full size
-    mult        channels at each size, in units of dim; len(mult) - 1 is how often the sides are halved
+    mult        channels at each size, in units of dim; len(mult) - 1 is how often the sides are halved. None: 1, 2, 2, 2,
+                or fewer where the sides cannot be halved so often
     depth       residual blocks at each size on the way down; there is one more on the way up
-    attention   heights H at which each block is followed by attention, besides the smallest
+    attention   heights H at which each block is followed by attention, besides the smallest; None: half of the image's,
+                which is 16 for CIFAR-10
     heads       of the attention
     dropout     probability that a feature is dropped in each block while training
     blocks      residual blocks with their attention, for gradient checkpointing
@@ -48,16 +50,18 @@ class UNet(nn.Module):
         context: int | None,
         *,
         dim: int = 128,
-        mult: Sequence[int] = (1, 2, 2, 2),
+        mult: Sequence[int] | None = None,
         depth: int = 2,
-        attention: Sequence[int] = (16,),
+        attention: Sequence[int] | None = None,
         heads: int = 1,
         dropout: float = 0.1,
     ) -> None:
         super().__init__()
+        mult = halvable(shape) if mult is None else mult
         self.halvings = len(mult) - 1
         lowest(shape, self.halvings)
         heights = [shape[1] // 2**i for i in range(len(mult))]
+        attention = heights[1:2] if attention is None else attention
         if not set(attention) <= set(heights):
             raise ValueError(
                 f"attention={list(attention)}: the fields of an image of {shape[1]} rows have heights {heights}; "
@@ -119,6 +123,14 @@ class UNet(nn.Module):
         for block in self.up:
             x = block(torch.cat([x, made.pop()], 1) if isinstance(block, Stage) else x, *told)
         return self.leave(self.norm(x)).contiguous()
+
+
+def halvable(shape: Sequence[int]) -> tuple[int, ...]:
+    """DDPM's 1, 2, 2, 2, or fewer: one more than an image's sides can be halved, up to three times."""
+    times = 0
+    while times < 3 and len(shape) == 3 and not any(side % 2 ** (times + 1) for side in shape[1:]):
+        times += 1
+    return (1, 2, 2, 2)[: times + 1]
 
 
 class Stage(nn.Module):
