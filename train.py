@@ -23,9 +23,12 @@ def main(config):
             f"match     {config.match.width}={config.match.value}: {config.match.reached:,.0f} {config.match.by}"
         )
     whole = compose.plain(config)
+    words = list(HydraConfig.get().overrides.task)
+    if whole["experiment"] and (other := compose.changed(words)):
+        whole["experiment"]["changed"] = other  # what the paper found does not stand beside it
     if config.resume is None:
         return train(whole, compose.name_of(whole), wait=wait)
-    stored, folder = compose.resumed(whole, list(HydraConfig.get().overrides.task))
+    stored, folder = compose.resumed(whole, words)
     return train(stored, folder.name, folder=folder, allow=(), wait=wait)
 
 

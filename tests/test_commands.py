@@ -11,6 +11,7 @@ import yaml
 from commands import TINY, TRANSFORMER, VAE, only, run, train
 
 import zoo
+from zoo.jobs.compose import changed
 from zoo.training import checkpoint_files as files
 
 
@@ -382,3 +383,20 @@ def test_an_early_stop_is_told_by_the_steps_and_is_another_experiment(tmp_path):
     assert "is finished already" in again.out
     assert train(tmp_path, "trainer.max_steps=20").code == 0
     assert len(list(tmp_path.glob("*/identity.json"))) == 2
+
+
+def test_a_papers_number_does_not_stand_beside_a_changed_recipe(tmp_path):
+    words = ("experiment=rectified_flow/moons", "model=rectified_flow", "evaluate.samples=50")
+    assert (
+        changed(["experiment=a", "seed=3", "runs=x", "trainer=ddp", "trainer.devices=2", "evaluate.n=1"])
+        == []
+    )
+    assert changed(["experiment=a", "batch_size=3", "+evaluate.log_prob.samples=2", "model=vae"]) == [
+        "batch_size",
+        "evaluate.log_prob.samples",
+        "model",
+    ]
+    done = train(tmp_path, *words)
+    assert done.code == 0, done.err
+    said = results(only(tmp_path))["config"]["experiment"]
+    assert "batch_size" in said["changed"]

@@ -503,6 +503,12 @@ def test_published_numbers_tell_their_protocol(folder, table):
     assert row["published"] == "88.4"
 
 
+def test_published_numbers_do_not_stand_beside_a_changed_recipe(folder, table):
+    said = {"published": {"nats": 88.4}, "changed": ["batch_size"]}
+    folder.run("MADE", 90.0, config={"experiment": said})
+    assert "88.4" not in table()
+
+
 def test_published_numbers_on_which_runs_disagree_are_left_out(folder, table):
     for seed, value in enumerate((88.4, 89.0)):
         folder.run("MADE", 88.0, seed=seed, config={"experiment": {"published": {"nats": value}}})

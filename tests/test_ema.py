@@ -123,6 +123,12 @@ def test_a_config_asks_for_an_average_by_a_decay_or_with_its_warm_up():
     assert averages(None) == []
     assert [(a.decay, a.warm_up) for a in averages(0.9)] == [(0.9, False)]
     assert [(a.decay, a.warm_up) for a in averages({"decay": 0.9, "warm_up": True})] == [(0.9, True)]
-    for wrong in ("abc", True, {"warm_up": True}, {"decay": 0.9, "warmup": True}, {"decay": 0.9, "warm_up": 3}):
+    for wrong in (
+        "abc",
+        True,
+        {"warm_up": True},
+        {"decay": 0.9, "warmup": True},
+        {"decay": 0.9, "warm_up": 3},
+    ):
         with pytest.raises(ValueError, match=r"ema=.*takes a decay"):
             averages(wrong)

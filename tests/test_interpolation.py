@@ -27,7 +27,9 @@ def test_a_flow_goes_from_one_image_to_the_other_exactly(make):
     model.prepare([{"x": digits(60)}])
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.add_(0.02 * torch.randn_like(parameter))  # more would make 17 levels of 16 pixels explode
+            parameter.add_(
+                0.02 * torch.randn_like(parameter)
+            )  # more would make 17 levels of 16 pixels explode
     line = interpolated(model, a, b, steps=5)
     assert (line.shape, line.dtype) == ((3, 5, 1, 4, 4), torch.uint8)
     assert torch.equal(line[:, 0], a)

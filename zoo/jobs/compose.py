@@ -73,6 +73,16 @@ def resumed(config: dict[str, Any], overrides: list[str]) -> tuple[dict[str, Any
     return relocated(stored, config["data_dir"]), run.folder
 
 
+def changed(overrides: list[str]) -> list[str]:
+    """The words' keys by which a run of an experiment is no longer the paper's row: none for another seed or device."""
+    free = ("experiment", "seed", "trainer", "evaluate.n", "hydra")
+    return sorted(
+        key
+        for key in overridden(overrides)
+        if key not in free and (not execution(key) or key.startswith("evaluate"))
+    )
+
+
 def overridden(overrides: list[str]) -> Iterator[str]:
     """The keys that the words of a command line set."""
     for word in overrides:

@@ -160,7 +160,11 @@ def averages(ema: Any) -> list[EMA]:
         return []
     asked = dict(ema) if isinstance(ema, Mapping) else {"decay": ema}
     number = isinstance(asked.get("decay"), int | float) and not isinstance(asked["decay"], bool)
-    if not number or not {"decay", "warm_up"} >= set(asked) or not isinstance(asked.get("warm_up", False), bool):
+    if (
+        not number
+        or not {"decay", "warm_up"} >= set(asked)
+        or not isinstance(asked.get("warm_up", False), bool)
+    ):
         raise ValueError(f"ema={ema}: it takes a decay, as 0.999, or {{decay: 0.9999, warm_up: true}}")
     return [EMA(**asked)]
 

@@ -193,7 +193,8 @@ def finished(run: Run, config: dict[str, Any], data: Loaders, stored: Mapping[st
         model = build(at_home(config, run)["model"], "model", **stored).to(device_for(config))
         evaluate.check(model, config["evaluate"], data, evaluate.places(config, run))
         measured(config, model, data, run)
-        run.write_results(run.results | {"config": config})
+        row = run.results["config"].get("experiment")  # of a paper that it was trained for
+        run.write_results(run.results | {"config": config | {"experiment": row}})
     tell(run)
     return run
 

@@ -30,8 +30,8 @@ class UNet(nn.Module):
     shape       (C, H, W) of an image; others can be given, if they can be halved as often
     context     width of a condition, None for none
     dim         channels at the full size
-    mult        channels at each size, in units of dim; len(mult) - 1 is how often the sides are halved. None: 1, 2, 2, 2,
-                or fewer where the sides cannot be halved so often
+    mult        channels at each size, in units of dim; len(mult) - 1 is how often the sides are halved. None: 1, 2, 2,
+                2, or fewer where the sides cannot be halved so often
     depth       residual blocks at each size on the way down; there is one more on the way up
     attention   heights H at which each block is followed by attention, besides the smallest; None: half of the image's,
                 which is 16 for CIFAR-10

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from zoo.runs.rows import Row, value
+from zoo.runs.rows import MISSING, Row, value
 
 
 class Published(NamedTuple):
@@ -53,7 +53,9 @@ def published(
 
 
 def _told(row: Row, i: int, name: str) -> Published | None:
-    """What one run's experiment says."""
+    """What one run's experiment says; None where a word of the command line made it another than the paper's."""
+    if value(row.runs[i], "experiment.changed") not in (MISSING, None, []):
+        return None
     found = value(row.runs[i], f"experiment.published.{name}")
     if not isinstance(found, int | float):
         return None
