@@ -109,7 +109,7 @@ def recorded(
             record.end("done")
             return None
         value = sweep.objective(found, config.optimize)
-        record.end(**sweep.ended(found, record.read()["began"]), value=value)
+        record.end(**sweep.ended(found), value=value)
         return value
     except lock.Busy as error:
         print(error, flush=True)

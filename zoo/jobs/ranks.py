@@ -66,6 +66,7 @@ def start(config: dict[str, Any], name: str, run: Run, whole: str, stored: Mappi
             if trace and "debug=trace" in sys.argv:
                 print(trace, file=sys.stderr)
             raise ChildProcessError(told)
+    run.worked = True
     return run
 
 

@@ -21,6 +21,7 @@ class Run:
 
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder).expanduser()
+        self.worked = False  # whether this process, or one that it started, added to its results
 
     config_path = property(lambda self: self.folder / "config.yaml")
     results_path = property(lambda self: self.folder / "results.json")
@@ -83,6 +84,7 @@ class Run:
         return dict(json.loads(self.results_path.read_text())) if self.results_path.is_file() else {}
 
     def write_results(self, results: Mapping[str, Any]) -> None:
+        self.worked = True
         write_json(self.results_path, results)
 
     @property
