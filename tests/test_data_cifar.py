@@ -2,9 +2,11 @@
 
 import hashlib
 import lzma
+import math
 import pickle
 import tarfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +19,8 @@ from zoo.data import (
     CoarseCIFAR10,
     CropFlip,
 )
+from zoo.jobs.evaluate import measure
+from zoo.models import VAE
 
 
 def real(data_dir: Path, place: str) -> Path:
@@ -35,7 +39,7 @@ def tiny_cifar(tmp_path, monkeypatch):
     draw = np.random.default_rng(0)
     folder = tmp_path / CIFAR10.folder
     folder.mkdir()
-    monkeypatch.setattr(CIFAR10, "counts", (20, 4))
+    monkeypatch.setattr(CIFAR10, "totals", (20, 4))
     sums = {}
     for name in CIFAR10.files:
         batch = {
@@ -47,6 +51,28 @@ def tiny_cifar(tmp_path, monkeypatch):
         sums[name] = (md5(content),)
     monkeypatch.setattr(CIFAR10, "files", sums)
     return tmp_path
+
+
+def test_a_likelihood_of_cifar_is_told_in_bits_per_dimension(tiny_cifar):
+    """Its numbers of images once stood where a text has its counts of characters, and each evaluation failed."""
+    data = CIFAR10("test", root=tiny_cifar)
+    model = VAE(shape=(3, 32, 32), levels=256, latent=2)
+    numbers = measure(
+        model,
+        SimpleNamespace(
+            batch_size=4,
+            facts={"name": "cifar10", "kind": "image", "levels": 256, "unit": "bits/dim"},
+            dataset=lambda split: data,
+            has=lambda split: split == "test",
+            loader=lambda *_: [data[torch.arange(4)]],
+        ),
+        splits=["test"],
+        log_prob={"samples": 1},
+        weights={},
+        metrics=["nll"],
+    )
+    told = {number["name"]: number["value"] for number in numbers}
+    assert told["bits_per_dim"] == pytest.approx(told["nats"] / 3072 / math.log(2))
 
 
 def test_holdout_cuts_across_the_batches_of_cifar(tiny_cifar):
@@ -93,7 +119,7 @@ def test_augmentation_is_for_training_and_known_to_every_split(tiny_cifar):
 
 
 def test_a_test_batch_that_lacks_images_says_so(tiny_cifar, monkeypatch):
-    monkeypatch.setattr(CIFAR10, "counts", (20, 5))
+    monkeypatch.setattr(CIFAR10, "totals", (20, 5))
     assert CIFAR10("test", root=tiny_cifar).protocol == {"examples": "4 of 5 test images"}
 
 
@@ -154,7 +180,7 @@ def test_cifar100_reads_the_fine_labels(tmp_path, monkeypatch):
         b"coarse_labels": [1, 2, 3, 4],
     }
     content = pickle.dumps(batch, protocol=3)
-    monkeypatch.setattr(CIFAR100, "counts", (4, 4))
+    monkeypatch.setattr(CIFAR100, "totals", (4, 4))
     monkeypatch.setattr(CIFAR100, "files", {"train": (md5(content),), "test": (md5(content),)})
     for name in CIFAR100.files:
         (folder / name).write_bytes(content)

@@ -55,7 +55,7 @@ class CIFAR10(Arrays):
         "data_batch_5": ("md5:482c414d41f54cd18b22e5b47cb7c3cb", "md5:e5876c2ef48be1fbcc5deac3325e5662"),
         "test_batch": ("md5:40351d587109b95175f43aff81a1287e", "md5:3d822df0720fb7207c045fe4f1c8e9ad"),
     }
-    counts: ClassVar = (50_000, 10_000)  # of training images, evenly over their files, and of test images
+    totals: ClassVar = (50_000, 10_000)  # of training images, evenly over their files, and of test images
     label_key: ClassVar = b"labels"
     classes: ClassVar = 10
 
@@ -71,7 +71,7 @@ class CIFAR10(Arrays):
         if split == "test":
             names, part = [test], slice(None)
         else:
-            part, rows = hold_out(split, self.counts[0], holdout), self.counts[0] // len(train)
+            part, rows = hold_out(split, self.totals[0], holdout), self.totals[0] // len(train)
             first = part.start // rows
             names = train[first : -(-part.stop // rows)]  # only the files that hold some of the split
             part = slice(part.start - first * rows, part.stop - first * rows)
@@ -80,8 +80,8 @@ class CIFAR10(Arrays):
             batches = list(pool.map(lambda name: self._read(paths[name], self.files[name]), names))
         x, y = (torch.cat(parts)[part] for parts in zip(*batches, strict=True))
         protocol: dict[str, Any] = {} if augment is None else {"augment": repr(augment)}
-        if split == "test" and len(x) != self.counts[1]:
-            protocol["examples"] = f"{len(x)} of {self.counts[1]} test images"
+        if split == "test" and len(x) != self.totals[1]:
+            protocol["examples"] = f"{len(x)} of {self.totals[1]} test images"
         augment = augment if split == "train" else None
         super().__init__(x, y, levels=256, augment=augment, protocol=protocol)
 
