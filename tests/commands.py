@@ -28,8 +28,8 @@ TINY = (
 VAE = (
     "model=vae",
     "model.latent=2",
-    "model.encoder.hidden=[8]",
-    "model.decoder.hidden=[8]",
+    "encoder.hidden=[8]",
+    "decoder.hidden=[8]",
     "evaluate.log_prob.samples=2",
 )
 TRANSFORMER = ("model=transformer", "model.dim=8", "model.depth=1", "mixer.heads=2")

@@ -62,16 +62,16 @@ SMALL = (
         "sd3": ["backbone.dim=16", "backbone.depth=2", "backbone.heads=2", "condition.dim=16"],
         "cnf": ["backbone.width=16"],
         "code_prior": ["model.prior.dim=16", "model.prior.depth=2"],
-        "vqvae": ["model.encoder.widths=[4,8]", "quantizer.levels=16"],
+        "vqvae": ["encoder.widths=[4,8]", "quantizer.levels=16"],
         "vqgan": [
-            "model.autoencoder.encoder.widths=[4,8]",
+            "encoder.widths=[4,8]",
             "model.critic.width=4",
             "quantizer.levels=16",
             "perceptual=none",
         ],
         "latent_diffusion": ["backbone.dim=8", "backbone.depth=1"],
         "kl_autoencoder": [
-            "model.autoencoder.encoder.widths=[4,8]",
+            "encoder.widths=[4,8]",
             "model.critic.width=4",
             "perceptual=none",
         ],
@@ -243,7 +243,7 @@ def first_stage(space):
     from zoo.runs import Run
     from zoo.training import checkpoint_files
 
-    small = ["model.encoder.widths=[4,8]", "model.dim=4", "quantizer.levels=8"]
+    small = ["encoder.widths=[4,8]", "model.dim=4", "quantizer.levels=8"]
     config = OmegaConf.to_container(
         composed("train", "model=vqvae", *facts_of(space), *small)["model"], resolve=True
     )

@@ -249,7 +249,7 @@ def assert_same_run(one, two, rtol=1e-5, atol=1e-6, told=1e-5):
 SMALL = {
     "vae": (*VAE, "ema=0.9"),
     "codebook": (
-        "model=vqvae", "model.encoder.widths=[4,8]", "model.dim=4", "quantizer=ema", "quantizer.levels=8", "ema=0.5"
+        "model=vqvae", "encoder.widths=[4,8]", "model.dim=4", "quantizer=ema", "quantizer.levels=8", "ema=0.5"
     ),
     "masked": (*TRANSFORMER, "objective=masked", "dataset=digits", "evaluate.n=0"),
     "glow": ("model=glow", "model.hidden=8", "model.steps=1", "model.scales=2", "trainer.gradient_clip_val=1"),

@@ -31,7 +31,11 @@ REFUSED = {
     "an unclosed bracket": (["model.latent=[1"], ["model.latent=[1"]),
     "a word for the seed": (["seed=abc"], ["seed=abc", "Integer"]),
     "a word for a size": (["model.latent=abc"], ["model.latent='abc'", "int"]),
-    "a word for a list": (["model.encoder.hidden=abc"], ["model.encoder.hidden='abc'", "Sequence"]),
+    "an encoder of vectors for a field": (
+        ["model=vqvae", "encoder=mlp"],
+        ["field of vectors", "encoder=residual"],
+    ),
+    "a word for a list": (["encoder.hidden=abc"], ["encoder.hidden='abc'", "Sequence"]),
     "a word for a rate": (["optimizer.lr=abc"], ["optimizer.lr='abc'", "float"]),
     "a word for the steps": (["trainer.max_steps=abc"], ["trainer.max_steps=abc"]),
     "a fraction of an example": (["batch_size=1.5"], ["batch_size=1.5", "Integer"]),

@@ -31,7 +31,7 @@ SMALL = {
 }
 WORDS = (
     "model=kl_autoencoder",
-    "model.autoencoder.encoder.widths=[4,8]",
+    "encoder.widths=[4,8]",
     "model.critic.width=4",
     "perceptual=none",
     "model.start=2",

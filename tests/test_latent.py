@@ -37,7 +37,7 @@ from zoo.runs import Run, find, runs
 from zoo.types import Density, Measured, Sampler, Space, Unfit, can
 
 CPU = torch.device("cpu")
-STAGE = ("model=vqvae", "model.encoder.widths=[4,8]", "model.dim=4", "quantizer=ema", "quantizer.levels=8")
+STAGE = ("model=vqvae", "encoder.widths=[4,8]", "model.dim=4", "quantizer=ema", "quantizer.levels=8")
 PRIOR = ("model=code_prior", "model.prior.dim=8", "model.prior.depth=1", "mixer.heads=2")
 
 

@@ -54,7 +54,7 @@ CODES = {
 STAGES = {
     "vqgan": (
         "model=vqgan",
-        "model.autoencoder.encoder.widths=[4,8]",
+        "encoder.widths=[4,8]",
         "model.autoencoder.dim=4",
         "model.critic.width=4",
         "perceptual=none",
@@ -62,7 +62,7 @@ STAGES = {
     ),
     "kl_autoencoder": (
         "model=kl_autoencoder",
-        "model.autoencoder.encoder.widths=[4,8]",
+        "encoder.widths=[4,8]",
         "model.critic.width=4",
         "perceptual=none",
     ),

@@ -19,6 +19,8 @@ from zoo.nn import (
     ConvDecoder,
     ConvEncoder,
     DiscretizedLogisticMixture,
+    FieldDecoder,
+    FieldEncoder,
     Nearest,
     Shuffle,
     Transposed,
@@ -288,6 +290,12 @@ def test_nothing_is_prepared_where_it_is_not_asked_for():
         before = vae.decoder.output.bias.clone()
         vae.prepare([{"x": images(10, (1, 8, 8), 2)}])
         assert torch.equal(vae.decoder.output.bias, before)
+
+
+def test_networks_of_fields_are_refused_in_words():
+    for networks in ({"encoder": FieldEncoder}, {"decoder": FieldDecoder}):
+        with pytest.raises(ValueError, match=r"one vector for each image; take encoder=mlp or conv"):
+            VAE(shape=(1, 8, 8), levels=2, **networks)
 
 
 def test_active_units_are_those_whose_mean_moves():

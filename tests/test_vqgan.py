@@ -33,7 +33,7 @@ from zoo.runs import Run
 from zoo.training.optimizers import grouped
 from zoo.types import Density, can
 
-SMALL = ("model.autoencoder.encoder.widths=[4,8]", "model.autoencoder.dim=4", "model.critic.width=4")
+SMALL = ("encoder.widths=[4,8]", "model.autoencoder.dim=4", "model.critic.width=4")
 
 
 def autoencoder(**options):

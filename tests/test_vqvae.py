@@ -55,7 +55,7 @@ def images(n=6, levels=17, shape=(1, 8, 12)):
 @pytest.mark.parametrize("name", QUANTIZERS)
 def test_every_quantizer_makes_a_codec(name):
     facts = ["dataset.shape=[1,8,8]", "dataset.levels=17", "dataset.classes=null"]
-    words = ["model.encoder.widths=[4,8]", "model.dim=6"]
+    words = ["encoder.widths=[4,8]", "model.dim=6"]
     config = composed("train", "model=vqvae", f"quantizer={name}", *facts, *words)
     torch.manual_seed(0)
     codec = build(OmegaConf.to_container(config, resolve=True)["model"], "model")
@@ -296,7 +296,7 @@ def test_more_codes_leave_less_error():
 def test_the_command_trains_one_and_tells_its_errors(tmp_path):
     words = [
         "model=vqvae",
-        "model.encoder.widths=[4,8]",
+        "encoder.widths=[4,8]",
         "model.dim=4",
         "quantizer=ema",
         "quantizer.levels=8",
@@ -313,7 +313,7 @@ def test_the_command_trains_one_and_tells_its_errors(tmp_path):
 def test_a_run_with_moving_entries_goes_on_exactly_where_it_stopped(tmp_path):
     words = [
         "model=vqvae",
-        "model.encoder.widths=[4,8]",
+        "encoder.widths=[4,8]",
         "model.dim=4",
         "quantizer=revived",
         "quantizer.levels=8",

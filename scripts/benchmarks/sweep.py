@@ -16,7 +16,7 @@ from benchmarks.measure import ROOT, Row, command
 TINY = (
     *("trainer=cpu", "trainer.max_steps=2", "trainer.val_check_interval=2", "trainer.limit_val_batches=1"),
     *("trainer.enable_progress_bar=false", "batch_size=8", "evaluate.n=0", "evaluate.splits=[]"),
-    *("model=vae", "model.latent=2", "model.encoder.hidden=[8]", "model.decoder.hidden=[8]"),
+    *("model=vae", "model.latent=2", "encoder.hidden=[8]", "decoder.hidden=[8]"),
 )
 RUNS, SINGLE, GRID = 20, 3, 200
 AT_ONCE = 4.0

@@ -85,7 +85,7 @@ class FieldEncoder(nn.Module):
             self.blocks.extend(ResidualBlock(b, norm, activation) for _ in range(n))
         self.blocks.extend(middle(widths[-1], norm, activation) if attention else [])
         self.output = nn.Sequential(
-            norm(widths[-1]), activation(), nn.Conv2d(widths[-1], leave, 3, padding=1)
+            norm(widths[-1]), activation(), nn.Conv2d(widths[-1], features(leave), 3, padding=1)
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -120,7 +120,7 @@ class FieldDecoder(nn.Module):
     ) -> None:
         super().__init__()
         lowest(leave, len(widths))
-        self.blocks = nn.ModuleList([nn.Conv2d(enter, widths[-1], 3, padding=1)])
+        self.blocks = nn.ModuleList([nn.Conv2d(features(enter), widths[-1], 3, padding=1)])
         self.blocks.extend(middle(widths[-1], norm, activation) if attention else [])
         inwards = [widths[0], *widths]  # the full size has as many channels as the scale below it
         for index, n in reversed(list(enumerate(depths(depth, widths)))):
@@ -145,6 +145,16 @@ def middle(
         FieldAttention(channels, norm),
         ResidualBlock(channels, norm, activation),
     ]
+
+
+def features(of: int | Sequence[int]) -> int:
+    """The features of a field's vectors. ValueError for a shape, which is asked for where an image has one vector."""
+    if not isinstance(of, int):
+        raise ValueError(
+            "this encoder or decoder is of a field of vectors, and the model's latent is one vector for each image; "
+            "take encoder=mlp or conv, and the decoder of the same name"
+        )
+    return of
 
 
 def depths(depth: int | Sequence[int], widths: Sequence[int]) -> list[int]:

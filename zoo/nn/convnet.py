@@ -11,6 +11,7 @@ from itertools import pairwise
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zoo.nn.mlp import whole
 from zoo.nn.upsampling import Transposed
 from zoo.types import Space, Unfit
 
@@ -54,7 +55,7 @@ class ConvEncoder(nn.Module):
         super().__init__()
         H, W = sides(enter, len(widths))[-1]
         channels = [enter[0], *widths]
-        self.leave = tuple(leave)
+        self.leave = whole(leave)
         self.blocks = nn.ModuleList(
             nn.Sequential(nn.Conv2d(a, b, 4, stride=2, padding=1), activation())
             for a, b in pairwise(channels)
@@ -91,7 +92,7 @@ class ConvDecoder(nn.Module):
         *self.sizes, (H, W) = sides(leave, len(widths))
         channels = [*reversed(widths), leave[0]]
         *doublings, self.output = [upsample(a, b) for a, b in pairwise(channels)]
-        start = nn.Linear(math.prod(enter), channels[0] * H * W)
+        start = nn.Linear(math.prod(whole(enter)), channels[0] * H * W)
         self.blocks = nn.ModuleList(
             [nn.Sequential(nn.Flatten(), start, nn.Unflatten(1, (channels[0], H, W)), activation())]
             + [nn.Sequential(doubling, activation()) for doubling in doublings]
