@@ -220,30 +220,48 @@ def test_forty_jobs(tmp_path, launcher):
     assert "40 finished before" in again.out
 
 
-def test_a_schedulers_signal_reaches_it_when_all_is_saved(tmp_path, monkeypatch):
-    """As submitit's does: its handler queues the job again and leaves."""
+# the signal, what Slurm tells of the job, and the status of the end
+SCHEDULED = {
+    "its time is nearly over": (signal.SIGUSR2, None, -1),
+    "preempted": (signal.SIGTERM, "PreemptTime=2026-01-02T03:04:05", -1),
+    "cancelled": (signal.SIGTERM, "PreemptEligibleTime=2026-01-02T03:04:05 PreemptTime=None", 143),
+    "without Slurm": (signal.SIGTERM, None, 143),
+}
+
+
+@pytest.mark.parametrize("case", SCHEDULED)
+def test_a_scheduler_queues_a_job_again_when_all_is_saved(tmp_path, monkeypatch, case):
+    """As submitit's does: its handler of SIGUSR2 queues the job again and leaves."""
     from zoo.training.learner import Learner
 
+    number, says, code = SCHEDULED[case]
+    if says:
+        command = tmp_path / "bin" / "scontrol"
+        command.parent.mkdir()
+        command.write_text(f'#!/bin/sh\n[ "$*" = "show job 7" ] && echo "{says}"\n')
+        command.chmod(0o755)
+        monkeypatch.setenv("PATH", str(command.parent), prepend=os.pathsep)
+        monkeypatch.setenv("SLURM_JOB_ID", "7")
     step, saved = Learner.training_step, []
 
     def told(self, *args):
         if self.trainer.global_step == 4:
-            signal.raise_signal(signal.SIGUSR2)
+            signal.raise_signal(number)
         return step(self, *args)
 
     def queued(number, frame):
         saved.extend(path.name for path in tmp_path.glob("*/checkpoints/step-*"))
         raise SystemExit(-1)
 
-    monkeypatch.setattr(Learner, "training_step", told)
     words = ("trainer.max_steps=8", "trainer.val_check_interval=8", "checkpoint_every=100", "evaluate.n=0")
     before = signal.signal(signal.SIGUSR2, queued)
     try:
-        assert train(tmp_path, *words).code == -1
+        with monkeypatch.context() as now:
+            now.setattr(Learner, "training_step", told)
+            assert train(tmp_path, *words).code == code
     finally:
         signal.signal(signal.SIGUSR2, before)
-    assert saved == ["step-00000005.ckpt"]
-    monkeypatch.undo()
+    assert saved == (["step-00000005.ckpt"] if code == -1 else [])
     assert "goes on from step-00000005" in train(tmp_path, *words).out
 
 

@@ -4,7 +4,9 @@ A signal only sets a flag. Nothing is saved from within a step, where weights, m
 """
 
 import os
+import re
 import signal
+import subprocess
 import threading
 from typing import Any, Self
 
@@ -31,7 +33,8 @@ class Stopping(Callback):
     window, but not for the end of a validation: that is done again, whole, after a resume. Only the
     validation after the very last step is waited for. A second SIGINT kills the process at once; files are
     written so that this harms none. With several processes any one's signal stops all, at the same step: the
-    flags are reduced on the CPU. A scheduler's own handler of SIGUSR2 is called when all is saved.
+    flags are reduced on the CPU. A scheduler's own handler of SIGUSR2, which queues the job again, is called when
+    all is saved, also where Slurm preempts a job by SIGTERM.
     """
 
     def __init__(self, advice: str) -> None:
@@ -57,8 +60,9 @@ class Stopping(Callback):
         if left or (self.got and error is None):  # also when it came too late to be noticed in training
             if devices.rank() == 0:
                 print(self.advice, flush=True)
-            if self.got == QUEUE and callable(self.before.get(QUEUE)):
-                self.before[QUEUE](self.got, None)
+            again = self.got == QUEUE or (self.got == signal.SIGTERM and preempted())
+            if again and callable(self.before.get(QUEUE)):
+                self.before[QUEUE](QUEUE, None)
             if error is None:
                 raise SystemExit(128 + self.got)
 
@@ -106,6 +110,18 @@ class Stopping(Callback):
             if isinstance(callback, Checkpoints):
                 callback.save(trainer, validating=validating)
         raise SystemExit(128 + self.got)
+
+
+def preempted() -> bool:
+    """Whether Slurm needs this job's place for another one; scancel, whose signal is the same, does not."""
+    job = os.environ.get("SLURM_JOB_ID")
+    if job is None:
+        return False
+    try:
+        told = subprocess.run(["scontrol", "show", "job", job], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return re.search(r"\bPreemptTime=\d", told.stdout) is not None
 
 
 def patient(worker: int) -> None:
