@@ -41,8 +41,12 @@ def parser() -> argparse.ArgumentParser:
     add = made.add_argument
     add("folders", nargs="+", type=Path, help="run directories, or folders of them at any depth: runs")
     keys = {"type": _names, "default": [], "metavar": "KEYS"}
-    add("--rows", **keys, help="config keys, as position,optimizer.lr; default: a row per config")
-    add("--columns", **keys, help="config keys: a column for each of their values")
+    add(
+        "--rows",
+        **keys,
+        help="config keys, as position,optimizer.lr, or protocol.<option>; default: a row per config",
+    )
+    add("--columns", **keys, help="such keys: a column for each of their values")
     add("--over", type=_names, metavar="KEYS", help="config keys that are averaged over; default: seed")
     add(
         "--metric",
@@ -129,15 +133,20 @@ def _draw(told: argparse.Namespace, results: Sequence[Result]) -> int:
 
 
 def _figure(told: argparse.Namespace, what: str, results: Sequence[Result]) -> Figure:
-    return figure(what, results, [*told.rows, *told.columns], over=told.over, split=told.split)
+    return figure(what, results, _keys(told), over=told.over, split=told.split)
 
 
 def _rows(told: argparse.Namespace, results: Sequence[Result]) -> list:
     """The rows of finished runs."""
     finished = [run for run in results if run.status == "finished"]
-    keys = [*told.rows, *told.columns]
+    keys = _keys(told)
     check(finished, keys)
     return group(finished, keys, told.over)[0]
+
+
+def _keys(told: argparse.Namespace) -> list[str]:
+    """The config keys of rows and columns; ways to measure have lines of their own where they are what x is."""
+    return [key for key in (*told.rows, *told.columns) if not key.startswith(PREFIX)]
 
 
 def _text(
@@ -152,7 +161,7 @@ def _text(
     return page(
         table,
         title=" and ".join(told.metric or [table.numbers[0].name]).replace("_", " ").capitalize()
-        + f" of {sum(len(row.runs) for row in table.rows)} runs",
+        + f" of {len({run.folder for row in table.rows for run in row.runs})} runs",
         command=f"scripts/compare.py {typed}",
         figures=[_figure(told, what, results) for what in told.plot if what != "samples"],
         samples=samples.samples(_rows(told, results)),

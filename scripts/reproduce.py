@@ -34,11 +34,12 @@ def main(config):
         f"experiment={name}",
         *(w for w in HydraConfig.get().overrides.task if w.startswith("data_dir=")),
     ]
-    changed = changes(compose.plain(composed("train", overrides=words)), whole)
+    if changed := changes(compose.plain(composed("train", overrides=words)), whole):
+        said["changed"] = changed  # no number of it stands beside the paper's
     run = train(whole, compose.name_of(whole))
     found = verdicts(said, run.results["numbers"])
     for verdict, metric, told in found:
-        print(f"{verdict if not changed else 'not comparable'}: {metric} {told}")
+        print(f"{verdict}: {metric} {told}")
     if changed:
         print(f"not comparable: the row was changed in {', '.join(changed)}")
     if changed or any(one.verdict != "within" for one in found):

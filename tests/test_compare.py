@@ -1,4 +1,4 @@
-"""Tables of comparison: what they average, rank, mark and leave out, and that they need no torch."""
+"""Tables of comparison: what they average, rank and leave out, how they are written, and that they need no torch."""
 
 import csv
 import io
@@ -7,21 +7,19 @@ import re
 import statistics
 import subprocess
 import sys
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
+import commands
 import pytest
+from conftest import ROOT
 
-SCRIPT = Path(__file__).parents[1] / "scripts" / "compare.py"
-
-
-@pytest.fixture(scope="module")
-def main():
-    spec = spec_from_file_location("compare_script", SCRIPT)
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main
+PAIRS = {
+    ("Rotary", "Attention"): 3.0,
+    ("ALiBi", "Attention"): 2.5,
+    ("Rotary", "Mamba"): 2.0,
+    ("ALiBi", "Mamba"): 2.25,
+}
 
 
 class Folder:
@@ -65,6 +63,32 @@ class Folder:
         (folder / "results.json").write_text(json.dumps(results))
         return folder
 
+    def table(self, *arguments: str | Path) -> str:
+        """The table of its runs, as printed with some arguments."""
+        done = commands.run("scripts/compare", self.path, *arguments)
+        assert done.code == 0, done.err
+        return done.out
+
+    def refusal(self, *arguments: str | Path) -> str:
+        """The sentence with which a comparison is refused."""
+        done = commands.run("scripts/compare", self.path, *arguments)
+        assert done.code == 1
+        assert done.out == ""
+        assert done.err.count("\n") == 1
+        return done.err
+
+
+def pairs(folder: Folder) -> Folder:
+    """Two mixers with two encodings, three seeds each; the seeds' luck is shared, and a little of their own."""
+    for i, ((position, mixer), value) in enumerate(PAIRS.items()):
+        for seed in range(3):
+            config = {
+                "mixer": {"_target_": f"zoo.nn.{mixer}"},
+                "position": {"_target_": f"zoo.nn.{position}"},
+            }
+            folder.run("T", value + 0.3 * seed + 0.01 * i * seed**2, seed=seed, config=config)
+    return folder
+
 
 @pytest.fixture
 def folder(tmp_path):
@@ -72,28 +96,18 @@ def folder(tmp_path):
 
 
 @pytest.fixture
-def table(main, folder, capsys):
-    """Prints the table of the folder's runs with some arguments."""
-
-    def print_it(*arguments: str) -> str:
-        assert main([str(folder.path), *arguments]) == 0
-        return capsys.readouterr().out
-
-    return print_it
+def table(folder):
+    return folder.table
 
 
 @pytest.fixture
-def refusal(main, folder, capsys):
-    """The sentence with which a comparison is refused."""
+def refusal(folder):
+    return folder.refusal
 
-    def refuse(*arguments: str) -> str:
-        assert main([str(folder.path), *arguments]) == 1
-        out = capsys.readouterr()
-        assert out.out == ""
-        assert out.err.count("\n") == 1
-        return out.err
 
-    return refuse
+@pytest.fixture
+def grid(folder):
+    return pairs(folder)
 
 
 def line(text: str, start: str) -> str:
@@ -124,64 +138,6 @@ def test_the_best_is_best_in_the_right_direction(folder, table, name, best):
     folder.run("NICE", 0.75, number={"name": name, "unit": ""})
     starred = [line.split("-")[0] for line in table().splitlines() if "*" in line]
     assert starred == [best.lower()]
-
-
-@pytest.mark.parametrize(
-    ("number", "told"),
-    [
-        ({"split": "val"}, "split val, not test"),
-        ({"kind": "lower bound"}, "kind lower bound, not exact"),
-        ({"count": 50}, "count 50, not 100"),
-        ({"weights": {"which": "best", "averaged": True}}, "averaged True, not False"),
-        ({"protocol": {"method": "log_prob", "samples": 100}}, "samples 100"),
-        ({"protocol": {"method": "log_prob", "binarization": "dynamic"}}, "binarization dynamic"),
-    ],
-)
-def test_another_protocol_is_marked_and_not_ranked(folder, table, number, told):
-    folder.run("NICE", 95.0)
-    folder.run("Glow", 94.0)
-    folder.run("VAE", 88.0, number=number)
-    text = table()
-    assert f"[a] {told}\n" in text
-    assert "88.00[a]" in line(text, "vae-digits")
-    assert "94.00*" in line(text, "glow-digits")
-    assert "the best is marked among numbers of one protocol only" in text
-
-
-def test_data_of_another_content_are_marked(folder, table):
-    folder.run("NICE", 95.0, data={"test": "1" * 64})
-    folder.run("VAE", 88.0, data={"test": "2" * 64})
-    text = table()
-    assert "[a] data 2222" in text or "[a] data 1111" in text
-    assert "*" not in text
-
-
-def test_datasets_are_ranked_apart_and_need_no_letter_where_the_row_names_them(folder, table):
-    for name, shift in (("digits", 0), ("mnist", 100)):
-        folder.run("VAE", 88.0 + shift, config={"dataset": {"name": name}}, number={"count": 100 + shift})
-        folder.run("NICE", 95.0 + shift, config={"dataset": {"name": name}}, number={"count": 100 + shift})
-    text = table()
-    assert "88.00*" in text
-    assert "188.00*" in text
-    assert "[a]" not in text
-
-
-def test_datasets_are_marked_where_the_row_does_not_name_them(folder, table):
-    folder.run("VAE", 88.0)
-    for model in ("NICE", "Glow"):
-        folder.run(model, 95.0, config={"dataset": {"name": "mnist"}}, number={"count": 200})
-    text = table("--rows", "model")
-    assert "88.00[a]" in line(text, "VAE")
-    assert "[a] dataset digits, not mnist; count 100, not 200" in text
-
-
-def test_signs_tell_bounds_from_exact_numbers(folder, table):
-    for model, kind in (("VAE", "lower bound"), ("NICE", "exact"), ("Flow", "estimate")):
-        folder.run(model, 88.0, number={"kind": kind})
-    text = table()
-    assert "≤ 88.00" in line(text, "vae")
-    assert "= 88.00" in line(text, "nice")
-    assert "≈ 88.00" in line(text, "flow")
 
 
 def test_rows_are_named_by_config_keys_and_blocks_by_their_class(folder, table):
@@ -239,26 +195,6 @@ def test_a_diverged_run_is_shown_and_never_best(folder, table):
     assert "95.00*" in text
 
 
-def test_a_run_measured_twice_gives_what_the_others_have_too(folder, table):
-    few, many = ({"protocol": {"samples": k}} for k in (1, 5000))
-    run = json.loads((folder.run("VAE", 99.0, number=few) / "results.json").read_text())
-    run["numbers"].append(run["numbers"][0] | many | {"value": 88.0})
-    (folder.path / "vae-0" / "results.json").write_text(json.dumps(run))
-    folder.run("IWAE", 87.0, number=many)
-    text = table()
-    assert "88.00" in line(text, "vae")
-    assert "87.00*" in line(text, "iwae")
-    assert "[a]" not in text
-
-
-def test_seeds_of_different_protocols_are_not_averaged(folder, table):
-    for seed, split in enumerate(("test", "test", "val")):
-        folder.run("VAE", 88.0 + seed, seed=seed, number={"split": split})
-    text = table()
-    assert "88.50 ± 0.71 (2)" in line(text, "vae-digits  ")
-    assert "vae-digits digits leaves out 1 of its runs: their nats has another protocol" in text
-
-
 def test_unfinished_runs_are_listed_with_their_reason(folder, table):
     folder.run("VAE", 88.0)
     folder.run("NICE", None, status="failed", reason="the loss is nan at step 12")
@@ -281,15 +217,16 @@ def test_a_corrupt_result_is_named_and_the_others_are_shown(folder, table, conte
     assert line(text, f"left out {folder.path / 'broken'}: its results cannot be read")
 
 
-def test_a_run_found_twice_counts_once(folder, table, main, capsys):
+def test_a_run_found_twice_counts_once(folder, table):
     first = folder.run("VAE", 88.0)
     folder.run("VAE", 90.0, seed=1)
     folder.run("VAE", 88.0, at="copies/of/mine")
     text = table()
     assert "89.00 ± 1.41 (2)" in text
     assert "the same run as" in text
-    assert main([str(folder.path / "vae-1"), str(first), str(first)]) == 0
-    assert "the same run" not in capsys.readouterr().out
+    done = commands.run("scripts/compare", folder.path / "vae-1", first, first)
+    assert done.code == 0, done.err
+    assert "the same run" not in done.out
 
 
 def test_a_moved_run_is_the_same_run(folder, table):
@@ -316,17 +253,6 @@ def test_numbers_of_another_version_are_told(folder, table):
         "numbers of different versions of the code: 0.1.0: vae-digits digits; 0.2.0+abc: nice-digits digits"
     )
     assert told in table()
-
-
-def test_published_numbers_stand_beside_ours(folder, table, tmp_path):
-    folder.run("VAE", 88.0)
-    folder.run("NICE", 95.0, config={"experiment": {"published": {"nats": 94.5}}})
-    papers = tmp_path / "papers.csv"
-    papers.write_text("row,metric,value\nvae-digits,nats,86.76\nglow,nats,1\n")
-    text = table("--published", str(papers))
-    assert re.search(r"88\.00\* +86\.76 ", line(text, "vae"))
-    assert re.search(r"95\.00 +94\.5 ", line(text, "nice"))
-    assert "no row and number for the published nats of glow" in text
 
 
 def test_metric_split_and_columns_choose_what_is_shown(folder, table):
@@ -396,27 +322,6 @@ def test_unknown_names_are_refused_with_what_there_is(folder, refusal, tmp_path)
     assert "is no CSV with columns row,metric,value" in refusal("--published", str(tmp_path / "bad.csv"))
 
 
-PAIRS = {
-    ("Rotary", "Attention"): 3.0,
-    ("ALiBi", "Attention"): 2.5,
-    ("Rotary", "Mamba"): 2.0,
-    ("ALiBi", "Mamba"): 2.25,
-}
-
-
-@pytest.fixture
-def grid(folder):
-    """Two mixers with two encodings, three seeds each; the seeds' luck is shared, and a little of their own."""
-    for i, ((position, mixer), value) in enumerate(PAIRS.items()):
-        for seed in range(3):
-            config = {
-                "mixer": {"_target_": f"zoo.nn.{mixer}"},
-                "position": {"_target_": f"zoo.nn.{position}"},
-            }
-            folder.run("T", value + 0.3 * seed + 0.01 * i * seed**2, seed=seed, config=config)
-    return folder
-
-
 def test_a_grid_has_a_row_and_a_column_for_each_value(grid, table):
     told = table("--rows", "mixer", "--columns", "position")
     assert told.splitlines()[0].split() == ["mixer", "ALiBi", "Rotary"]
@@ -429,90 +334,6 @@ def test_a_grid_has_a_row_and_a_column_for_each_value(grid, table):
     assert "test nats/example ↓, a column for each position" in told
     assert line(told, "Mamba").count("*") == 2
     assert "averages" not in told
-
-
-def test_a_grid_marks_a_cell_of_another_protocol(grid, table):
-    config = {"mixer": {"_target_": "zoo.nn.RWKV"}, "position": {"_target_": "zoo.nn.ALiBi"}}
-    grid.run("T", 0.5, config=config, number={"protocol": {"method": "log_prob", "samples": 7}})
-    told = table("--rows", "mixer", "--columns", "position")
-    assert re.search(r"= 0\.500 \(1\)\[a\] +–$", line(told, "RWKV"))
-    assert "[a] samples 7" in told
-
-
-def test_differences_are_paired_by_seed_and_tested(grid, table):
-    from scipy import stats
-
-    told = table("--rows", "mixer,position", "--baseline", "Attention Rotary", "--format", "json")
-    row = next(r for r in json.loads(told)["rows"] if (r["mixer"], r["position"]) == ("Mamba", "ALiBi"))
-    (number,) = row["numbers"]
-    base, ours = ([v + 0.3 * s + 0.01 * i * s**2 for s in range(3)] for i, v in ((0, 3.0), (3, 2.25)))
-    assert number["delta"] == pytest.approx(statistics.mean(ours) - statistics.mean(base))
-    assert number["delta_sd"] == pytest.approx(statistics.stdev(a - b for a, b in zip(ours, base)))
-    assert number["p"] == pytest.approx(stats.ttest_rel(ours, base).pvalue)
-    assert number["pairs"] == 3
-    text = table("--rows", "mixer,position", "--baseline", "Attention Rotary")
-    assert re.search(r"−0\.700 \(p = 0\.\d+, n = 3\)", text)
-    assert "paired by seed; p of a two-sided paired t-test over n pairs" in text
-
-
-def test_a_baseline_may_be_a_column_or_a_key(grid, table):
-    told = table("--rows", "mixer", "--columns", "position", "--baseline", "position=Rotary")
-    assert told.splitlines()[0].split() == ["mixer", "ALiBi", "Δ", "ALiBi", "Rotary"]
-    assert "−0.483" in line(told, "Attention")  # 2.5 - 3, and a hundredth of seed squared
-    assert "+0.267" in line(told, "Mamba")
-    assert "Δ Rotary" not in told
-    assert told == table("--rows", "mixer", "--columns", "position", "--baseline", "Rotary").replace(
-        "differences to Rotary", "differences to position=Rotary"
-    )
-
-
-def test_what_has_no_partner_has_no_difference(folder, table, refusal):
-    for seed in range(2):
-        folder.run("VAE", 88.0 + seed, seed=seed)
-    folder.run("NICE", 95.0, seed=7)
-    folder.run("Glow", 94.0, number={"count": 50})
-    folder.run("IWAE", 87.0, seed=1)
-    told = table("--rows", "model", "--baseline", "VAE")
-    assert "NICE: no difference to VAE: no run has a partner" in told
-    assert "Glow: no difference to VAE: another protocol" in told
-    assert "−2.00 (n = 1)" in line(told, "IWAE")
-    assert "baseline=GAN: no row or column is called so; there are: Glow, IWAE" in refusal(
-        "--rows", "model", "--baseline", "GAN"
-    )
-    assert "what the rows are has to be said too" in refusal("--columns", "model")
-
-
-def test_students_distribution_is_scipys():
-    from scipy import stats
-
-    from zoo.runs.baseline import two_sided
-
-    for freedom in range(1, 30):
-        for t in (0.0, 0.3, 1.0, 4.5, 30.0):
-            assert two_sided(-t, freedom) == pytest.approx(2 * stats.t.sf(t, freedom), abs=1e-12)
-
-
-def test_published_numbers_tell_their_protocol(folder, table):
-    said = {"paper": "MADE 2015", "protocol": "test, 10,000 images", "published": {"nats": 88.4}}
-    folder.run("MADE", 88.0, config={"experiment": said})
-    folder.run("NICE", 95.0)
-    text = table()
-    assert re.search(r"88\.00\* +88\.4\[1\] ", line(text, "made"))
-    assert "[1] published: MADE 2015; test, 10,000 images" in text
-    (row, _) = csv.DictReader(io.StringIO(table("--format", "csv")))
-    assert row["published"] == "88.4"
-
-
-def test_published_numbers_do_not_stand_beside_a_changed_recipe(folder, table):
-    said = {"published": {"nats": 88.4}, "changed": ["batch_size"]}
-    folder.run("MADE", 90.0, config={"experiment": said})
-    assert "88.4" not in table()
-
-
-def test_published_numbers_on_which_runs_disagree_are_left_out(folder, table):
-    for seed, value in enumerate((88.4, 89.0)):
-        folder.run("MADE", 88.0, seed=seed, config={"experiment": {"published": {"nats": value}}})
-    assert "published" not in table()
 
 
 def test_json_has_every_number_unrounded_and_no_nan(folder, table):
@@ -551,12 +372,13 @@ def test_a_thousand_runs_are_compared_in_three_seconds(folder, table):
     assert time.process_time() - begun < 3
 
 
-def test_folders_without_a_finished_run_are_refused(folder, refusal, main, capsys):
+def test_folders_without_a_finished_run_are_refused(folder, refusal):
     assert "no run below" in refusal()
     folder.run("VAE", None, status="failed", reason="out of memory")
     assert "none of 1 runs is finished: not in the table: vae-digits" in refusal()
-    assert main(["/no/such/folder"]) == 1
-    assert "there is no folder /no/such/folder" in capsys.readouterr().err
+    done = commands.run("scripts/compare", "/no/such/folder")
+    assert done.code == 1
+    assert "there is no folder /no/such/folder" in done.err
 
 
 def test_tables_need_no_torch(folder):
@@ -568,7 +390,7 @@ def test_tables_need_no_torch(folder):
         "print(sorted({'torch', 'lightning', 'wandb', 'numpy', 'hydra'} & set(sys.modules)))"
     )
     told = subprocess.run(
-        [sys.executable, "-c", code, str(SCRIPT), str(folder.path)],
+        [sys.executable, "-c", code, str(ROOT / "scripts" / "compare.py"), str(folder.path)],
         capture_output=True,
         text=True,
         check=True,

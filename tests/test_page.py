@@ -5,12 +5,17 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from html.parser import HTMLParser
 
 import commands
 import pytest
+import torch
 from test_plot import Runs, plain
 
+from zoo.data.arrays import Arrays
+from zoo.jobs.points import picture
+from zoo.runs import Run
 from zoo.runs.svg import linear, logarithmic
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -183,6 +188,43 @@ def test_pictures_of_several_runs_stand_in_one(runs, tmp_path):
     done = commands.run("scripts/compare", runs.path, "--plot", "samples", "--out", tmp_path / "none")
     assert done.code == 1
     assert "no run has a picture" in done.err
+
+
+def coloured(path):
+    """Whether a picture has the colours of samples and of ways."""
+    from matplotlib.image import imread
+
+    red, _, blue, _ = imread(path).reshape(-1, 4).T
+    return [((red < 0.2) & (blue > 0.6)).any(), ((red > 0.8) & (blue < 0.6)).any()]
+
+
+def test_samples_of_points_are_a_text_and_a_picture(tmp_path):
+    points = tmp_path / "runs"
+    words = ("model=rectified_flow", "dataset.sizes={train:90,val:50,test:50}", "backbone.width=8")
+    done = commands.train(points, "experiment=rectified_flow/moons", *words, "evaluate.metrics=[nll]")
+    assert done.code == 0, done.err
+    samples = commands.only(points) / "samples"
+    assert len((samples / "final.txt").read_text().split("----")) == 4
+    assert set(Run.open(samples.parent).results["samples"]) == {"final.txt", "final.png"}
+    assert coloured(samples / "final.png") == [True, True]
+    done = commands.run("scripts/compare", points, "--plot", "samples", "--out", tmp_path / "side")
+    assert done.code == 0, done.err
+    done = commands.run("scripts/compare", points, "--format", "html")
+    assert (
+        "data:image/png;base64," + base64.b64encode((samples / "final.png").read_bytes()).decode() in done.out
+    )
+
+
+def test_a_picture_of_points_has_no_ways_where_the_model_has_none(tmp_path):
+    path = picture(torch.nn.Module(), torch.rand(5, 2), Arrays(torch.rand(9, 2)), tmp_path / "final.png")
+    assert coloured(path) == [True, False]
+
+
+def test_a_run_ends_well_where_points_cannot_be_drawn(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    path = tmp_path / "final.png"
+    assert picture(torch.nn.Module(), torch.rand(5, 2), Arrays(torch.rand(9, 2)), path) is None
+    assert "final.png is not drawn: matplotlib is not installed" in capsys.readouterr().err
 
 
 def test_ticks_are_round_and_inside():

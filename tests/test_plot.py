@@ -184,6 +184,18 @@ def test_numbers_of_different_protocols_are_not_averaged(runs):
         shown(runs, "extrapolation", "position")
 
 
+def test_a_number_is_drawn_against_what_its_measurement_took(runs):
+    """A line for each solver, and no word of the steps that evaluations follow from."""
+    ways = [("euler", 1, steps) for steps in (5, 10, 20)] + [("heun", 2, steps) for steps in (5, 10)]
+    how = [{"solver": solver, "steps": steps, "nfe": cost * steps} for solver, cost, steps in ways]
+    runs.write("flow", [plain("fid", 100 / told["nfe"], protocol=told) for told in how])
+    told = shown(runs, "fid:protocol.nfe", "name")
+    assert [(line.name, [point.x for point in line.points]) for line in told.lines] == [
+        ("solver=euler", [5, 10, 20]),
+        ("solver=heun", [10, 20]),
+    ]
+
+
 REFUSED = {
     "no figure of this name": (
         ["--plot", "loss"],

@@ -20,6 +20,7 @@ from zoo.jobs import points, quality
 from zoo.jobs.features import Places, extractor
 from zoo.loading import device_of, restored
 from zoo.runs import Run, environment, version
+from zoo.runs.reproduction import numbers_of
 from zoo.training.loaders import Loaders
 from zoo.types import Density, Measured, Sampler, can
 
@@ -278,12 +279,18 @@ def on(device: torch.device, batches: Any) -> Iterator[dict[str, Tensor]]:
 
 
 def add(run: Run, numbers: Sequence[Mapping[str, Any]], curves: Sequence[Mapping[str, Any]] = ()) -> None:
-    """Write numbers into results.json: one of the same name, split, protocol and weights is replaced; so for curves."""
+    """Write numbers into results.json: one of the same name, split, protocol and weights is replaced; so for curves.
+
+    What a number was compared with, the one in its place is compared with too, unless it says something else.
+    """
 
     def same(record: Mapping[str, Any]) -> tuple[str, ...]:
         return tuple(str(record.get(key)) for key in ("name", "split", "protocol", "weights"))
 
     results = run.results
+    results["numbers"] = numbers_of(results)
+    papers = {same(n): n["published"] for n in results["numbers"] if n.get("published")}
+    numbers = [{"published": papers[same(n)], **n} if same(n) in papers else n for n in numbers]
     for key, records in (("numbers", numbers), ("curves", curves)):
         new = {same(record) for record in records}
         kept = [record for record in results.get(key, []) if same(record) not in new]
@@ -312,20 +319,29 @@ def sample(
     loggers: Sequence[Any] = (),
     step: int = 0,
 ) -> Path | None:
-    """Draw n samples into the run's folder, as a picture or as text; returns the file's path, None if it cannot."""
+    """Draw n samples into the run's folder, as a picture or as text, points as both; returns the path, the picture's.
+
+    None where the model cannot sample, or n is 0.
+    """
     if n == 0 or not can(model, Sampler):
         return None
     x, force = draw(model, n, y=y, options=options, seed=seed)
     split = next(split for split in ("train", "val", "test") if loaders.has(split))
     path, shown = save(x, loaders.facts, run.samples / name, getattr(loaders.dataset(split), "decode", None))
     told = {k: v.tolist() if isinstance(v, Tensor) else v for k, v in force.items()}
+    drawn = [path]
+    if points.plane(loaders.facts):
+        beside = path.with_name(f"{name}.png")
+        drawn += filter(None, [points.picture(model, x, loaders.dataset(split), beside, y=y, seed=seed)])
     results = run.results
-    results.setdefault("samples", {})[path.name] = {"n": n, "seed": seed, "options": told, "step": step}
+    for file in drawn:
+        about = {"n": n, "seed": seed, "options": told, "step": step}
+        results.setdefault("samples", {})[file.name] = about
     run.write_results(results)
     for logger in loggers:
         if hasattr(logger, "samples"):
             logger.samples(step, shown[None] if isinstance(shown, Tensor) else shown)
-    return path
+    return drawn[-1]
 
 
 def prompt(loaders: Loaders, text: str, n: int) -> Tensor:

@@ -1,8 +1,10 @@
-"""Points that a run makes, beside real ones: how near they are, and how straight the ways to them."""
+"""Points that a run makes, beside real ones: how near they are, how straight the ways to them, how all of it looks."""
 
 import math
+import sys
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,9 +13,14 @@ from torch import Tensor, nn
 from zoo import chance
 from zoo.evaluation import draw
 from zoo.evaluation.points import MOST, w2_squared
+from zoo.nn.solvers import along
+from zoo.runs.plot import COLOURS, GREY
 from zoo.training.loaders import Loaders
 
 METRICS = ("w2_squared", "straightness")
+REAL, WAYS = 2000, 40  # points of a split and ways from the source in a picture
+SIDE, DOTS = 3.2, 160  # inches of a picture, dots of an inch
+FAR = 1.6  # how far a picture reaches from the middle of the data, in parts of their own reach
 
 
 def check(model: nn.Module, metrics: set[str], loaders: Loaders) -> None:
@@ -60,3 +67,49 @@ def measured(
         value = float(bends.mean())
         numbers.append({**common, "name": "straightness", "value": value, "stderr": error, "protocol": told})
     return numbers
+
+
+def plane(facts: Mapping[str, Any]) -> bool:
+    """Whether data are points that can be drawn: real numbers, two of them."""
+    return facts.get("levels") is None and tuple(facts["shape"]) == (2,)
+
+
+def picture(
+    model: nn.Module, x: Tensor, dataset: Any, path: Path, *, y: Tensor | None = None, seed: int = 0
+) -> Path | None:
+    """Draw samples x (n, 2) over points of a dataset, and the ways that a flow takes from its source; returns the path.
+
+    The ways are those of the model's field, from noise of their own in many small steps, whatever the samples were
+    solved by. What is far beyond the data is counted, not seen. None, and a sentence, without matplotlib.
+    """
+    try:
+        from matplotlib.figure import Figure as Canvas
+    except ImportError:
+        print(
+            f"{path.name} is not drawn: matplotlib is not installed; uv sync --extra plot brings it",
+            file=sys.stderr,
+        )
+        return None
+    n = min(REAL, len(dataset))
+    real, x = dataset[torch.arange(n) * len(dataset) // n]["x"].cpu(), x.cpu()
+    canvas = Canvas(figsize=(SIDE, SIDE))
+    axes: Any = canvas.add_axes((0.01, 0.1, 0.98, 0.89))
+    middle = (real.amin(0) + real.amax(0)) / 2
+    reach = FAR * float((real - middle).abs().max())
+    if hasattr(model, "field"):
+        chance.at(seed, "ways")
+        with torch.inference_mode():
+            y = model.asked(WAYS, None if y is None else y[:1].expand(WAYS, *y.shape[1:]))
+            _, ways = along(model.field(y), model.noise(WAYS))
+        axes.plot(*ways.cpu().unbind(-1), color=COLOURS[1], linewidth=0.6, alpha=0.6)
+        axes.plot([], [], color=COLOURS[1], linewidth=0.6, label="ways")
+    axes.scatter(*real.T, s=3, color=GREY, alpha=0.25, linewidths=0, label="data")
+    beyond = len(x) - int(((x - middle).abs() <= reach).all(-1).sum())
+    told = f"samples ({beyond} beyond)" if beyond else "samples"
+    axes.scatter(*x.T, s=9, color=COLOURS[0], alpha=0.9, linewidths=0, label=told)
+    axes.set_xlim(float(middle[0]) - reach, float(middle[0]) + reach)
+    axes.set_ylim(float(middle[1]) - reach, float(middle[1]) + reach)
+    axes.set_axis_off()
+    canvas.legend(loc="lower center", ncols=3, frameon=False, fontsize=9, markerscale=2)
+    canvas.savefig(path, dpi=DOTS)
+    return path

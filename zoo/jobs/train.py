@@ -19,6 +19,7 @@ from zoo.jobs.latents import encode_once
 from zoo.jobs.tell import device_name, peak_memory, tell
 from zoo.loading import adopt, at_home, device_of, load_weights
 from zoo.runs import Run, environment, identity, lock, version
+from zoo.runs.reproduction import compared
 from zoo.training import checkpoint_files as files
 from zoo.training import devices
 from zoo.training.loaders import Loaders
@@ -163,7 +164,7 @@ def started(run: Run, config: dict[str, Any], whole: str) -> Path | None:
 def measured(
     config: Mapping[str, Any], model: nn.Module, data: Loaders, run: Run, loggers: Sequence[Any] = ()
 ) -> None:
-    """What the config's `evaluate` asks for, of the trained weights on disk."""
+    """What the config's `evaluate` asks for, of the trained weights on disk, beside what its `experiment` names."""
     asked = config["evaluate"]
     weights = load_weights(model, run, asked["weights"])
     model.eval()
@@ -171,7 +172,7 @@ def measured(
     numbers, curves = evaluate.answered(
         model, data, asked, weights, seed=config["seed"], places=evaluate.places(config, run)
     )
-    evaluate.add(run, numbers, curves)
+    evaluate.add(run, compared(numbers, config.get("experiment")), curves)
     evaluate.show(numbers, loggers, weights["step"])
     evaluate.sample(
         model,
@@ -193,8 +194,7 @@ def finished(run: Run, config: dict[str, Any], data: Loaders, stored: Mapping[st
         model = build(at_home(config, run)["model"], "model", **stored).to(device_for(config))
         evaluate.check(model, config["evaluate"], data, evaluate.places(config, run))
         measured(config, model, data, run)
-        row = run.results["config"].get("experiment")  # of a paper that it was trained for
-        run.write_results(run.results | {"config": config | {"experiment": row}})
+        run.write_results(run.results | {"config": config})
     tell(run)
     return run
 

@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from zoo.runs.reproduction import numbers_of
+
 
 class Result(NamedTuple):
     """What a run directory's results.json tells, and where it was found."""
@@ -23,6 +25,9 @@ class Result(NamedTuple):
     seconds: float | None
     parameters: int | None
     flops: float | None = None  # of the whole training, where they were counted
+
+
+Found = tuple[Result, dict[str, Any]]  # a run and a number of it
 
 
 def read(folders: Iterable[Path]) -> tuple[list[Result], list[str]]:
@@ -96,7 +101,7 @@ def _read(folder: Path) -> Result:
             None,
         )
     found = json.loads(path.read_text())
-    config, numbers = found.get("config") or {}, found.get("numbers") or []
+    config, numbers = found.get("config") or {}, numbers_of(found)
     for number in numbers:
         number["value"] = None if number["value"] is None else float(number["value"])
         number["name"] = str(number["name"])

@@ -7,14 +7,16 @@ from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from typing import Any
 
-from zoo.runs.gather import Result
+from zoo.runs.gather import Found, Result
 from zoo.runs.protocol import Cell, protocol, same
 from zoo.runs.rows import Row, label, value
 
 
 def check_numbers(results: Sequence[Result], metrics: Sequence[str], splits: Sequence[str]) -> None:
     """Raises ValueError, with the nearest name, for a metric or a split of which no run has a number."""
-    names = sorted({number["name"] for run in results for split in splits for number in _of(run, [split])})
+    names = sorted(
+        {number["name"] for run in results for split in splits for number in on_split(run, [split])}
+    )
     if not names:
         known = sorted({str(number.get("split")) for run in results for number in run.numbers})
         has = ", ".join(known) or "no numbers at all"
@@ -32,7 +34,7 @@ def reasons(row: Row, name: str, splits: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(str(n["reason"]) for n in told if n["value"] is None and n.get("reason")))
 
 
-def _of(
+def on_split(
     run: Result, splits: Iterable[str], name: str | None = None, unit: str | None = None
 ) -> list[dict[str, Any]]:
     """A run's numbers on the first of the splits where it has any."""
@@ -53,60 +55,63 @@ def _of(
 def asked(run: Result, metrics: Sequence[str], splits: Sequence[str]) -> list[tuple[str, str]]:
     """Name and unit of a run's numbers that the table shows: the metrics, or its headline."""
     found = (
-        [number for name in metrics for number in _of(run, splits, name)] if metrics else _of(run, splits)[:1]
+        [number for name in metrics for number in on_split(run, splits, name)]
+        if metrics
+        else on_split(run, splits)[:1]
     )
     return [(number["name"], number.get("unit") or "") for number in found]
 
 
 def cells(
-    rows: Sequence[Row],
-    name: str,
-    unit: str,
-    splits: Sequence[str],
-    versions: dict[str, list[str]],
-    over: Sequence[str] = (),
-) -> tuple[list[Cell | None], list[str]]:
-    """Each row's mean, with its runs' values by what they are averaged over, and sentences about what is left out.
+    rows: Sequence[Row], name: str, unit: str, splits: Sequence[str], over: Sequence[str] = ()
+) -> tuple[list[Cell | None], list[list[Found]], list[str]]:
+    """Each row's mean, with its runs' values by what they are averaged over.
 
-    A run measured more than once gives the number whose protocol most runs share. `versions` collects which rows
-    were measured by which version of the code.
+    A run measured more than once gives the number whose protocol most runs share, and a mean is of one protocol. The
+    row's numbers of others are returned as well, and sentences about the rows that have fewer runs for it.
     """
-    measured = {run.identity: _of(run, splits, name, unit) for row in rows for run in row.runs}
+    measured: dict[str, list[tuple[str, dict[str, Any], dict[str, Any]]]] = {}
     votes: Counter[str] = Counter()
-    for row in rows:
-        for run in row.runs:
-            votes.update({same(protocol(run, number)) for number in measured[run.identity]})
-    cells: list[Cell | None] = []
+    for run in (run for row in rows for run in row.runs):
+        told = [(protocol(run, number), number) for number in on_split(run, splits, name, unit)]
+        measured[run.identity] = [(same(how), how, number) for how, number in told]
+        votes.update({key for key, _, _ in measured[run.identity]})
+    means: list[Cell | None] = []
+    others: list[list[Found]] = []
     notes = []
     for row in rows:
-        chosen: dict[str, list[tuple[dict[str, Any], Result, dict[str, Any]]]] = {}
-        for run in row.runs:
-            told = [(protocol(run, number), number) for number in measured[run.identity]]
-            if told:
-                how, number = max(told, key=lambda pair: votes[same(pair[0])])
-                chosen.setdefault(same(how), []).append((how, run, number))
-        if not chosen:
-            cells.append(None)
+        picked = [
+            (run, *max(measured[run.identity], key=lambda told: votes[told[0]]))
+            for run in row.runs
+            if measured[run.identity]
+        ]
+        if not picked:
+            means.append(None)
+            others.append([])
             continue
-        kept = max(chosen.values(), key=len)
-        left = sum(map(len, chosen.values())) - len(kept)
-        who = " ".join(row.labels)
-        if left:
-            notes.append(f"{who} leaves out {left} of its runs: their {name} has another protocol")
-        for _, run, number in kept:
-            versions.setdefault(str(number.get("version") or run.version), []).append(who)
-        values = [number["value"] for _, _, number in kept]
-        finite = len(values) > 1 and all(map(math.isfinite, values))
-        cells.append(
-            Cell(
-                statistics.fmean(values),
-                statistics.stdev(values) if finite else None,
-                len(values),
-                kept[0][0],
-                tuple((place(run, over), number["value"]) for _, run, number in kept),
+        shown = Counter(key for _, key, _, _ in picked).most_common(1)[0][0]
+        kept = [(run, how, number) for run, key, how, number in picked if key == shown]
+        if left := len(picked) - len(kept):
+            notes.append(
+                f"{' '.join(row.labels)} leaves out {left} of its runs: their {name} has another protocol"
             )
-        )
-    return cells, notes
+        means.append(_mean(kept, over))
+        others.append([(run, n) for run in row.runs for key, _, n in measured[run.identity] if key != shown])
+    return means, others, notes
+
+
+def _mean(kept: Sequence[tuple[Result, dict[str, Any], dict[str, Any]]], over: Sequence[str]) -> Cell:
+    """The mean of runs' numbers of one protocol."""
+    values = [number["value"] for _, _, number in kept]
+    finite = len(values) > 1 and all(map(math.isfinite, values))
+    return Cell(
+        statistics.fmean(values),
+        statistics.stdev(values) if finite else None,
+        len(values),
+        kept[0][1],
+        tuple((place(run, over), number["value"]) for run, _, number in kept),
+        tuple((run, number) for run, _, number in kept),
+    )
 
 
 def place(run: Result, over: Sequence[str]) -> str:

@@ -175,7 +175,7 @@ svg text{fill:var(--ink)}svg .tick{fill:var(--grey)}
 svg .grid{stroke:var(--line)}svg .axis{stroke:var(--grey)}svg circle{stroke:var(--paper);stroke-width:1}
 figcaption{color:var(--grey);font-size:12.5px;margin-top:6px;overflow-wrap:anywhere}
 .samples{display:grid;grid-template-columns:repeat(auto-fill,minmax(220px,1fr));gap:24px}
-.samples img{width:100%;image-rendering:pixelated;border-radius:4px;display:block}
+.samples img{width:100%;border-radius:4px;display:block}
 .samples pre{margin:0;padding:12px;background:var(--soft);border-radius:4px;white-space:pre-wrap;max-height:300px;
 overflow:auto}
 dl{margin:0;font-size:14px}dt{margin-top:10px}dd{margin:0;color:var(--grey);font-size:13px}

@@ -3,12 +3,15 @@
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from zoo.runs.gather import Result
+from zoo.runs.gather import Found, Result
 from zoo.runs.rows import MISSING, label, value
 
+OUTCOMES = ("nfe",)  # what a measurement took: told, and no more alike of two models than their numbers
+FACTORS = ("order",)  # how a model writes p(x), which an exact likelihood does not depend on
+ALL = {"since": 0}  # options that leave nothing out, as good as unsaid
 SAID = ("kind", "split", "count", "dataset", "weights", "averaged", "method", "data")  # in words of their own
 
 
@@ -20,6 +23,7 @@ class Cell(NamedTuple):
     n: int
     protocol: dict[str, Any]
     values: tuple[tuple[str, float], ...] = ()  # each run's, by its seed or what else is averaged over
+    found: tuple[Found, ...] = ()  # what it is the mean of
     best: bool = False
     mark: str = ""  # the letter of its footnote
 
@@ -40,7 +44,14 @@ def protocol(run: Result, number: Mapping[str, Any]) -> dict[str, Any]:
 
 def same(told: Mapping[str, Any]) -> str:
     """Equal for equal protocols."""
-    return json.dumps(told, sort_keys=True, default=str)
+    return json.dumps(_agreeing(told), sort_keys=True, default=str)
+
+
+def _agreeing(told: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a protocol has to agree."""
+    exact = told.get("kind") == "exact" and told.get("method") == "log_prob"
+    aside = {*OUTCOMES, *(FACTORS if exact else ())}
+    return {key: found for key, found in told.items() if key not in aside and (key, found) not in ALL.items()}
 
 
 def ranked(cells: Sequence[Cell | None], higher: bool) -> list[Cell | None]:
@@ -53,22 +64,30 @@ def ranked(cells: Sequence[Cell | None], higher: bool) -> list[Cell | None]:
     return [cell and cell._replace(best=cell.mean == best.get(same(cell.protocol))) for cell in cells]
 
 
-def marked(cells: list[Cell | None], hidden: set[str], footnotes: dict[str, str]) -> list[Cell | None]:
-    """Letters for numbers whose protocol is not that of most rows; `hidden` fields the row's labels tell."""
-    places = Counter(same(cell.protocol) for cell in cells if cell)
+def marked(
+    cells: Sequence[Cell | None], hidden: Collection[str], options: Collection[str], footnotes: dict[str, str]
+) -> list[Cell | None]:
+    """Letters for numbers whose protocol is not that of most rows, but for what the rows' labels tell.
+
+    hidden   fields in the labels from which others follow, as the count from the dataset
+    options  fields in the labels that stand for themselves
+    """
+    told = [
+        cell and {key: cell.protocol[key] for key in cell.protocol if key not in options} for cell in cells
+    ]
+    often = Counter(same(how) for how in told if how is not None)
     usual: dict[str, dict[str, Any]] = {}
-    for cell in cells:
-        if cell:
-            place = same({key: cell.protocol[key] for key in hidden})
-            if place not in usual or places[same(cell.protocol)] > places[same(usual[place])]:
-                usual[place] = cell.protocol
-    marked = []
-    for cell in cells:
-        text = cell and _difference(cell.protocol, usual[same({key: cell.protocol[key] for key in hidden})])
+    for one in filter(None, told):
+        place = same({key: one[key] for key in hidden})
+        if place not in usual or often[same(one)] > often[same(usual[place])]:
+            usual[place] = one
+    letters = []
+    for cell, how in zip(cells, told, strict=True):
+        text = how and _difference(how, usual[same({key: how[key] for key in hidden})])
         if cell and text:
             cell = cell._replace(mark=footnotes.setdefault(text, _letter(len(footnotes))))
-        marked.append(cell)
-    return marked
+        letters.append(cell)
+    return letters
 
 
 def words(told: Mapping[str, Any]) -> str:
@@ -85,6 +104,7 @@ def words(told: Mapping[str, Any]) -> str:
 def _difference(told: Mapping[str, Any], usual: Mapping[str, Any]) -> str:
     """How a protocol differs from the usual one, in words: "samples 100, not 5000"."""
     parts = []
+    told, usual = _agreeing(told), _agreeing(usual)
     for key in dict.fromkeys((*told, *usual)):
         mine, other = told.get(key, MISSING), usual.get(key, MISSING)
         if mine != other:

@@ -1,11 +1,12 @@
-"""What papers report: from the `experiment` of a run's config, or from a CSV, with the protocol it was measured by."""
+"""What papers report, as it stands in a table: from the numbers that were measured for it, or from a CSV."""
 
 import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from zoo.runs.rows import MISSING, Row, value
+from zoo.runs.protocol import Cell
+from zoo.runs.rows import Row
 
 
 class Published(NamedTuple):
@@ -37,14 +38,18 @@ def read_published(path: Path) -> dict[tuple[str, str], Published]:
 
 
 def published(
-    row: Row, name: str, given: Mapping[tuple[str, str], Published], footnotes: dict[str, str]
+    row: Row,
+    cell: Cell | None,
+    name: str,
+    given: Mapping[tuple[str, str], Published],
+    footnotes: dict[str, str],
 ) -> Published | None:
-    """A row's published number: as given, else the one that all experiments of its runs agree on, else None.
+    """What stands beside a row's number: as given, else what all numbers of its mean are compared with, else None.
 
     footnotes  text -> figure; what the number's protocol is gets the next one
     """
     found = next((given[who, name] for who in names(row) if (who, name) in given), None)
-    told = {_told(row, i, name) for i in range(len(row.runs))}
+    told = {_told(number.get("published")) for _, number in cell.found} if cell else set()
     if found is None and len(told) == 1:
         found = told.pop()
     if found is None or not found.how:
@@ -52,17 +57,12 @@ def published(
     return found._replace(mark=footnotes.setdefault(found.how, str(len(footnotes) + 1)))
 
 
-def _told(row: Row, i: int, name: str) -> Published | None:
-    """What one run's experiment says; None where a word of the command line made it another than the paper's."""
-    if value(row.runs[i], "experiment.changed") not in (MISSING, None, []):
+def _told(said: Mapping[str, Any] | None) -> Published | None:
+    """What a number is compared with (zoo.runs.reproduction.compared)."""
+    if not said:
         return None
-    found = value(row.runs[i], f"experiment.published.{name}")
-    if not isinstance(found, int | float):
-        return None
-    said = {key: value(row.runs[i], f"experiment.{key}") for key in ("paper", "protocol")}
-    paper, how = (said[key] if isinstance(said[key], str) else "" for key in ("paper", "protocol"))
-    source = f"published: {paper}" if paper else ""
-    return Published(float(found), "; ".join(part for part in (source, how) if part))
+    source = f"published: {said['paper']}" if said["paper"] else ""
+    return Published(said["value"], "; ".join(part for part in (source, said["protocol"]) if part))
 
 
 def names(row: Row) -> tuple[str, str]:

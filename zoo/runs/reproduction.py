@@ -1,4 +1,7 @@
-"""Whether a run found what its experiment's file says that a paper found, within the tolerance that it names."""
+"""What an experiment's file says that a paper found: which number of a run it stands beside, and whether it comes out.
+
+A row is a config's `experiment`: published and tolerance by name, the paper, and the protocol, which names the split.
+"""
 
 import math
 import re
@@ -20,31 +23,74 @@ class Verdict(NamedTuple):
     words: str
 
 
-def verdicts(said: Mapping[str, Any], numbers: Sequence[Mapping[str, Any]]) -> list[Verdict]:
-    """One for each published number.
+def compared(numbers: Sequence[Mapping[str, Any]], row: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+    """Numbers that were measured for a row, with its values: `published`: {value, paper, protocol, tolerance}.
 
-    said     a config's `experiment`: published and tolerance by name, and the protocol, which names the split
-    numbers  a run's
+    Each stands beside the one number of its name and split; of several nobody knows which is meant. Words of the
+    command line that made the row another than the paper's (`changed`) leave it without values.
     """
-    named = re.search(r"\b(test|val|train)(ing)?\b", said["protocol"])
-    split = named[1] if named else "test"
+    row = row or {}
+    told = [dict(number) for number in numbers]
+    for name, value in _values(row).items():
+        about = [number for number in told if number["name"] == name and number["split"] == split_of(row)]
+        if len(about) == 1:
+            about[0]["published"] = {
+                "value": float(value),
+                "paper": row.get("paper") or "",
+                "protocol": row.get("protocol") or "",
+                "tolerance": (row.get("tolerance") or {}).get(name),
+            }
+    return told
+
+
+def numbers_of(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A run's numbers; in older results what they were measured for stands in the config alone."""
+    numbers = list(results.get("numbers") or [])
+    if any(number.get("published") for number in numbers):
+        return numbers
+    return compared(numbers, (results.get("config") or {}).get("experiment"))
+
+
+def split_of(row: Mapping[str, Any]) -> str:
+    """The split that a row's protocol names; test, where it names none."""
+    named = re.search(r"\b(test|val|train)(ing)?\b", row.get("protocol") or "")
+    return named[1] if named else "test"
+
+
+def _values(row: Mapping[str, Any]) -> dict[str, float]:
+    return {} if row.get("changed") else dict(row.get("published") or {})
+
+
+def verdicts(row: Mapping[str, Any], numbers: Sequence[Mapping[str, Any]]) -> list[Verdict]:
+    """One for each published number of a row, about the number of the run that was measured for it."""
+    split = split_of(row)
     return [
-        _verdict(name, float(value), float(said["tolerance"][name]), split, numbers)
-        for name, value in said["published"].items()
+        _verdict(
+            name, float(value), float(row["tolerance"][name]), split, _about(name, value, split, numbers)
+        )
+        for name, value in _values(row).items()
     ]
 
 
+def _about(
+    name: str, value: float, split: str, numbers: Sequence[Mapping[str, Any]]
+) -> Mapping[str, Any] | None:
+    """The newest number that stands beside a value; else beside any, as before a correction; else of that name."""
+    newest = [number for number in reversed(numbers) if number["name"] == name and number["split"] == split]
+    beside = [number for number in newest if number.get("published")]
+    exact = [number for number in beside if number["published"]["value"] == value]
+    return next(iter([*exact, *beside, *newest]), None)
+
+
 def _verdict(
-    name: str, published: float, tolerance: float, split: str, numbers: Sequence[Mapping[str, Any]]
+    name: str, published: float, tolerance: float, split: str, number: Mapping[str, Any] | None
 ) -> Verdict:
     theirs = f"published {published:g} ± {tolerance:g}"
-    found = [n for n in numbers if n["name"] == name and n["split"] == split]
-    if not found or found[-1]["value"] is None:
-        why = found[-1].get("reason") if found else None
+    if number is None or number["value"] is None:
+        why = number.get("reason") if number else None
         return Verdict(
             "not comparable", name, f"{theirs}; the run has none on {split}{f': {why}' if why else ''}"
         )
-    number = found[-1]
     ours = float(number["value"])
     error = f" ± {number['stderr']:.2g}" if number.get("stderr") is not None else ""
     how = "; ".join(

@@ -95,6 +95,40 @@ def group(
     return rows, notes
 
 
+class Grid(NamedTuple):
+    """Which runs stand where.
+
+    keys    what the rows' labels are
+    over    what the columns' labels are; () where all runs stand in one column, without a label
+    places  the runs of each column, row by row, labelled by both
+    """
+
+    keys: tuple[str, ...]
+    over: tuple[str, ...]
+    rows: list[Row]
+    above: list[Row]
+    places: list[list[Row]]
+
+
+def arranged(
+    runs: Sequence[Result], keys: Sequence[str], columns: Sequence[str], over: Sequence[str]
+) -> tuple[Grid, list[str]]:
+    """Runs -> rows and columns, and the sentences of `group` about their places."""
+    shown = tuple(keys) or ("name", "dataset.name")
+    rows, notes = group(runs, keys, over)
+    if not columns:
+        return Grid(shown, (), rows, [Row((), list(runs))], [rows]), notes
+    above, places = group(runs, columns, over)[0], []
+    for column in above:
+        there = {run.identity for run in column.runs}
+        both = [
+            Row((*row.labels, *column.labels), [run for run in row.runs if run.identity in there])
+            for row in rows
+        ]
+        places.append(both)
+    return Grid(shown, tuple(columns), rows, above, places), group(runs, [*keys, *columns], over)[1]
+
+
 def _told_apart(rows: list[Row], leaves: Mapping[str, dict[str, Any]], keys: Sequence[str]) -> list[Row]:
     """Rows with equal labels get the few config keys that tell them apart, behind their first label."""
     alike: dict[tuple[str, ...], list[Row]] = {}

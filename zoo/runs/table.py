@@ -6,28 +6,21 @@ option of the measurement. Others stand in the same column with a letter that sa
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from typing import Any, NamedTuple
 
 from zoo.runs.baseline import Delta, delta, find
 from zoo.runs.gather import Result
 from zoo.runs.numbers import asked, cells, check_numbers, reasons
+from zoo.runs.options import PREFIX, left_out, parted
 from zoo.runs.protocol import Cell, marked, ranked
 from zoo.runs.published import Published, published, unused
-from zoo.runs.rows import Row, check, group, label, value
+from zoo.runs.rows import Grid, Row, arranged, check, label, value
 
 FACTS = {"steps": "steps", "parameters": "parameters", "seconds": "time", "flops": "operations"}
 HIGHER = (
-    "accuracy",
-    "psnr",
-    "ssim",
-    "inception",
-    "precision",
-    "recall",
-    "log_prob",
-    "per_second",
-    "active",
-    "usage",
-)
+    "accuracy", "psnr", "ssim", "inception", "precision", "recall", "log_prob", "per_second", "active", "usage",
+)  # fmt: skip
 
 
 class Column(NamedTuple):
@@ -75,7 +68,8 @@ def compare(
     """The table of finished runs.
 
     keys       config keys, a row for each combination of their values; none: a row for each config
-    columns    config keys, a column for each combination of their values; none: a column for each number
+    columns    config keys, a column for each combination of their values; none: a column for each number;
+               of both a key may be protocol.<option>, of which a run has a value for each way it was measured
     over       config keys that are averaged over
     metrics    names of numbers; none: each run's headline, its first number on the test split
     split      test, val ...; None: test, and val for runs that have no test
@@ -87,103 +81,153 @@ def compare(
     rows, and where no run is finished.
     """
     finished = [run for run in results if run.status == "finished"]
-    notes = [_unfinished(run) for run in results if run.status != "finished"]
+    absent = [_unfinished(run) for run in results if run.status != "finished"]
     if not finished:
-        raise ValueError(f"none of {len(results)} runs is finished: {'; '.join(notes)}")
+        raise ValueError(f"none of {len(results)} runs is finished: {'; '.join(absent)}")
     if columns and not keys:
         raise ValueError(f"columns={','.join(columns)}: what the rows are has to be said too, by --rows")
-    behind = [*FACTS][:3] if facts is None and not columns else list(facts or ())
-    check(
-        finished,
-        [key for key in (*keys, *columns, *behind) if key not in FACTS]
-        + [key for key in over if key != "seed"],
-    )
     splits = (split,) if split else ("test", "val")
     check_numbers(finished, metrics, splits)
-    rows, mixed = group(finished, keys, over)
-    above = group(finished, columns, over)[0] if columns else [Row((), list(finished))]
-    notes += group(finished, [*keys, *columns], over)[1] if columns else mixed
-    grid = [[_both(row, column) for row in rows] for column in above]
-    shown = tuple(keys or ("name", "dataset.name"))
-    hidden = {"dataset"} if {"dataset", "dataset.name"} & {*shown, *columns} else set()
-    base = find(baseline, rows, above, shown, columns) if baseline is not None else None
-    footnotes: dict[str, str] = {}
-    papers: dict[str, str] = {}
-    versions: dict[str, list[str]] = {}
-    numbers = []
-    wanted = [found for row in rows for run in row.runs for found in asked(run, metrics, splits)]
-    for name, unit in dict.fromkeys(wanted):
-        flat, left_out = cells([row for part in grid for row in part], name, unit, splits, versions, over)
-        flat = marked(flat, hidden, footnotes)
-        notes += left_out
-        notes += [
-            f"{' '.join(row.labels)} has no {name}: {why}"
-            for part in grid
-            for row in part
-            for why in reasons(row, name, splits)
-        ]
-        tested = Counter(cell.protocol["split"] for cell in flat if cell)
-        usual = max(tested, key=lambda told: tested[told])
-        parts = [ranked(flat[i * len(rows) : (i + 1) * len(rows)], higher(name)) for i in range(len(above))]
-        for column, part, members in zip(above, parts, grid, strict=True):
-            known = [published(row, name, given or {}, papers) for row in members]
-            deltas, told = _deltas(base, column, part, rows, above, parts)
-            notes += [f"{who}: no difference to {baseline}: {why}" for who, why in told]
-            numbers.append(Column(name, unit, usual, part, known, column.labels, deltas))
-    if base:
-        notes.insert(
-            0,
-            f"Δ is the mean of the differences to {baseline}, paired by {', '.join(over)}; "
-            "p of a two-sided paired t-test over n pairs",
+    finished, without = parted(finished, [*keys, *columns], metrics, splits)
+    behind = [*FACTS][:3] if facts is None and not columns else list(facts or ())
+    named = [key for key in (*keys, *columns, *behind) if key not in FACTS]
+    check(finished, named + [key for key in over if key != "seed"])
+    grid, mixed = arranged(finished, keys, columns, over)
+    base = find(baseline, grid.rows, grid.above, grid.keys, columns) if baseline is not None else None
+    letters: dict[str, str] = {}
+    figures: dict[str, str] = {}
+    numbers: list[Column] = []
+    said: list[str] = []
+    for name, unit in dict.fromkeys(
+        told for row in grid.rows for run in row.runs for told in asked(run, metrics, splits)
+    ):
+        made, notes = _columns(grid, name, unit, splits, over, letters)
+        made = _with_papers(made, grid, given or {}, figures)
+        made, untold = _with_deltas(made, grid, base)
+        numbers += made
+        said += notes + [f"{who}: no difference to {baseline}: {why}" for who, why in untold]
+    spare = unused(grid.rows, [column.name for column in numbers], given or {})
+    said += [f"no row and number for the published {name} of {row}" for row, name in spare]
+    return Table(
+        grid.keys,
+        grid.rows,
+        numbers,
+        {FACTS.get(key, key): [_facts(row, key) for row in grid.rows] for key in behind},
+        {mark: text for text, mark in (letters | figures).items()},
+        [
+            *_legend(numbers, over, baseline, letters),
+            *absent,
+            *without,
+            *mixed,
+            *said,
+            *_versions(numbers, grid),
+        ],
+        grid.over,
+        baseline or "",
+    )
+
+
+def _columns(
+    grid: Grid,
+    name: str,
+    unit: str,
+    splits: Sequence[str],
+    over: Sequence[str],
+    letters: dict[str, str],
+) -> tuple[list[Column], list[str]]:
+    """One number's columns, marked and ranked, and sentences about what is not in them.
+
+    letters  text -> letter; how a protocol differs gets the next one
+    """
+    rows = [row for column in grid.places for row in column]
+    flat, others, notes = cells(rows, name, unit, splits, over)
+    keys = (*grid.keys, *grid.over)
+    hidden = ["dataset"] if {"dataset", "dataset.name"} & {*keys} else []
+    flat = marked(flat, hidden, [key.removeprefix(PREFIX) for key in keys], letters)
+    notes += left_out(name, grid.keys, flat, others)
+    notes += [
+        f"{' '.join(row.labels)} has no {name}: {why}" for row in rows for why in reasons(row, name, splits)
+    ]
+    usual = Counter(cell.protocol["split"] for cell in flat if cell).most_common(1)[0][0]
+    n = len(grid.rows)
+    made = []
+    for i, head in enumerate(grid.above):
+        best = ranked(flat[i * n : (i + 1) * n], higher(name))
+        made.append(Column(name, unit, usual, best, [None] * n, head.labels))
+    return made, notes
+
+
+def _with_papers(
+    columns: Sequence[Column],
+    grid: Grid,
+    given: Mapping[tuple[str, str], Published],
+    figures: dict[str, str],
+) -> list[Column]:
+    """A number's columns with what papers found.  figures: text -> figure; how it was found gets the next one"""
+    made = []
+    for column, rows in zip(columns, grid.places, strict=True):
+        pairs = zip(rows, column.cells, strict=True)
+        papers = [published(row, cell, column.name, given, figures) for row, cell in pairs]
+        made.append(column._replace(published=papers))
+    return made
+
+
+def _with_deltas(
+    columns: Sequence[Column], grid: Grid, base: Row | None
+) -> tuple[list[Column], list[tuple[str, str]]]:
+    """A number's columns with the differences to the baseline, a row or a column; who has none, and why."""
+    if base is None:
+        return list(columns), []
+    made, untold = [], []
+    at = next((i for i, row in enumerate(grid.rows) if row is base), None)
+    for head, column, rows in zip(grid.above, columns, grid.places, strict=True):
+        if head is base:
+            made.append(column)
+            continue
+        theirs = (
+            [column.cells[at]] * len(rows)
+            if at is not None
+            else next(other.cells for one, other in zip(grid.above, columns, strict=True) if one is base)
         )
-    if any(cell and cell.n > 1 for column in numbers for cell in column.cells):
-        notes.insert(0, f"mean ± unbiased standard deviation (runs) over {', '.join(over)}")
-    if footnotes:
-        notes.insert(0, "the best is marked among numbers of one protocol only")
-    spare = unused(rows, [column.name for column in numbers], given or {})
-    notes += [f"no row and number for the published {name} of {row}" for row, name in spare]
-    if len(versions) > 1:
-        by = [
-            f"{told or 'unknown'}: {', '.join(dict.fromkeys(who))}" for told, who in sorted(versions.items())
-        ]
-        notes.append(f"numbers of different versions of the code: {'; '.join(by)}")
-    last = {FACTS.get(key, key): [_facts(row, key) for row in rows] for key in behind}
-    letters = {letter: text for text, letter in (footnotes | papers).items()}
-    return Table(shown, rows, numbers, last, letters, notes, tuple(columns), baseline or "")
+        deltas: list[Delta | None] = []
+        for i, (row, cell, other) in enumerate(zip(rows, column.cells, theirs, strict=True)):
+            found = delta(cell, other) if i != at else None
+            if isinstance(found, str) and cell is not None:
+                untold.append((" ".join(row.labels), found))
+            deltas.append(found if isinstance(found, Delta) else None)
+        made.append(column._replace(deltas=deltas))
+    return made, untold
 
 
-def _both(row: Row, column: Row) -> Row:
-    """The runs of a grid's cell."""
-    if not column.labels:
-        return row
-    there = {run.identity for run in column.runs}
-    return Row((*row.labels, *column.labels), [run for run in row.runs if run.identity in there])
-
-
-def _deltas(
-    base: Row | None,
-    column: Row,
-    part: Sequence[Cell | None],
-    rows: Sequence[Row],
-    above: Sequence[Row],
-    parts: Sequence[Sequence[Cell | None]],
-) -> tuple[list[Delta | None], list[tuple[str, str]]]:
-    """One column's differences to the baseline, a row or a column, and who has none, and why."""
-    if base is None or base is column:
-        return [], []
-    if any(base is row for row in rows):
-        at = next(i for i, row in enumerate(rows) if row is base)
-        others = [part[at]] * len(rows)
-    else:
-        others = list(parts[next(i for i, one in enumerate(above) if one is base)])
-    deltas: list[Delta | None] = []
+def _legend(
+    numbers: Sequence[Column], over: Sequence[str], baseline: str | None, letters: Mapping[str, str]
+) -> list[str]:
+    """How the table is read."""
     told = []
-    for row, cell, other in zip(rows, part, others, strict=True):
-        found = delta(cell, other) if row is not base else None
-        if isinstance(found, str) and cell is not None:
-            told.append((" ".join((*row.labels, *column.labels)), found))
-        deltas.append(found if isinstance(found, Delta) else None)
-    return deltas, told
+    if letters:
+        told.append("the best is marked among numbers of one protocol only")
+    if any(cell and cell.n > 1 for column in numbers for cell in column.cells):
+        told.append(f"mean ± unbiased standard deviation (runs) over {', '.join(over)}")
+    if baseline is not None:
+        told.append(
+            f"Δ is the mean of the differences to {baseline}, paired by {', '.join(over)}; "
+            "p of a two-sided paired t-test over n pairs"
+        )
+    return told
+
+
+def _versions(numbers: Sequence[Column], grid: Grid) -> list[str]:
+    """Which rows were measured by which version of the code, where there are several."""
+    who: dict[str, dict[str, None]] = {}
+    for column, rows in zip(numbers, cycle(grid.places)):
+        for row, cell in zip(rows, column.cells, strict=True):
+            for run, number in cell.found if cell else ():
+                told = str(number.get("version") or run.version) or "unknown"
+                who.setdefault(told, {})[" ".join(row.labels)] = None
+    if len(who) < 2:
+        return []
+    by = "; ".join(f"{told}: {', '.join(rows)}" for told, rows in sorted(who.items()))
+    return [f"numbers of different versions of the code: {by}"]
 
 
 def higher(name: str) -> bool:
