@@ -72,16 +72,20 @@ class Dealt:
     TorchFunctionMode would cost about 1 us at each operation of the model.
     """
 
+    now: "Dealt"  # whose context it is
+
     def __init__(self, keys: Sequence[int], rows: Sequence[int], rank: int, world: int) -> None:
         self.keys, self.rows, self.rank, self.world = keys, rows, rank, world
         self.share = len(range(rank, sum(rows), world))
         self.generators: dict[torch.device, list[torch.Generator]] = {}
 
     def __enter__(self) -> None:
-        for name, function in MAKERS.items():
-            setattr(torch, name, functools.partial(self.made, name, function))
-        for name, function in FILLERS.items():
-            setattr(torch.Tensor, name, functools.partialmethod(filled, self, function))
+        Dealt.now = self
+        makers, fillers = dealers()
+        for name, function in makers.items():
+            setattr(torch, name, function)
+        for name, function in fillers.items():
+            setattr(torch.Tensor, name, function)
 
     def __exit__(self, *error: Any) -> None:
         for name, function in MAKERS.items():
@@ -127,6 +131,26 @@ class Dealt:
         whole = torch.cat(parts, batch).movedim(batch, 0).unflatten(0, (-1, each))
         mine = whole[self.rank :: self.world].flatten(0, 1).movedim(0, batch)
         return torch.empty_permuted(like.shape, order, **options).copy_(mine)
+
+
+@functools.cache
+def dealers() -> tuple[dict[str, Callable[..., Tensor]], dict[str, Callable[..., Tensor]]]:
+    """What stands in for torch's functions and for a tensor's methods: they ask whoever deals now.
+
+    The same ones at every batch, into which torch.compile does not look: else it would compile every batch anew.
+    """
+
+    def maker(name: str, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        return lambda *args, **options: Dealt.now.made(name, function, *args, **options)
+
+    def filler(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        return lambda tensor, *args, **options: filled(tensor, Dealt.now, function, *args, **options)
+
+    hidden = torch.compiler.disable
+    return (
+        {name: hidden(maker(name, function)) for name, function in MAKERS.items()},
+        {name: hidden(filler(function)) for name, function in FILLERS.items()},
+    )
 
 
 def filled(

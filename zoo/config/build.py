@@ -21,6 +21,7 @@ STORED = (
     "zoo.loading.pretrained",
     "zoo.training.schedules.",
     "zoo.training.loggers.",
+    "zoo.training.compiled.Compiled",
     "zoo.training.sharding.Shards",
     "torch.nn.",
     "torch.optim.",

@@ -109,7 +109,10 @@ def fit(
         stopping,
         Finite(),
         *([Progress()] if node.pop("enable_progress_bar") else []),
-        *(build(callback, **stored) for callback in (config["callbacks"] or {}).values()),
+        *(
+            build(callback, f"callbacks.{name}", **stored)
+            for name, callback in (config["callbacks"] or {}).items()
+        ),
         Checkpoints(
             run.checkpoints,
             every=config["checkpoint_every"],
@@ -180,5 +183,6 @@ def quiet() -> None:
         ".*logging interval.*",
         ".*in eval mode at the start of training.*",
         ".*`srun` command is available.*",
+        ".*functools.lru_cache.*",  # which a compiled loss looks through
     ):
         warnings.filterwarnings("ignore", message=message)

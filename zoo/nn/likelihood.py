@@ -232,4 +232,5 @@ def whole(x: Tensor, levels: int) -> Tensor:
 
 def gumbel(like: Tensor) -> Tensor:
     """Standard Gumbel noise: logits + gumbel has its maximum at i with probability softmax(logits)_i."""
-    return -torch.empty_like(like).exponential_().log()
+    # by the class's own name: torch.compile would not see that zoo.chance has put another method there
+    return -torch.Tensor.exponential_(torch.empty_like(like)).log()

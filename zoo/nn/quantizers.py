@@ -155,7 +155,8 @@ class StraightThrough(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, z: Tensor, e: Tensor) -> Tensor:
-        return e.view_as(e)
+        # a program of torch.compile that returned a view of e would drop the gradient of z
+        return e.clone() if torch.compiler.is_compiling() else e.view_as(e)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:

@@ -44,11 +44,11 @@ class StochasticLayer(nn.Module):
     def log_prob(self, z: Tensor, encoder: Encoder) -> Tensor:
         """An estimate of log p(z) whose exponential is p(z) on average: (...); the images' encoder is not asked."""
         rows = z.flatten(0, -2)
-        mu, lv = self.posterior(rows)
+        # as z is cut, not in rows: on several devices noise is dealt by the dimension of the batch
+        mu, lv = (part.view(*z.shape[:-1], -1) for part in self.posterior(rows))
         h = normal(mu, lv)
-        log_p = log_normal(wide(rows), *parts(self.decoder(self._as_weights(h))))
-        log_w = log_p + self.prior.log_prob(h, self.posterior) - log_normal(h, mu, lv)
-        return log_w.view(z.shape[:-1])
+        log_p = log_normal(wide(rows), *parts(self.decoder(self._as_weights(h.flatten(0, -2)))))
+        return log_p.view(z.shape[:-1]) + self.prior.log_prob(h, self.posterior) - log_normal(h, mu, lv)
 
     def sample(self, like: Tensor, encoder: Encoder, *, temperature: float = 1.0) -> Tensor:
         """Draws of the shape, type and device of like (n, D); temperature scales the noise of both layers."""

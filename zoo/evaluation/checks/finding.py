@@ -13,6 +13,7 @@ from zoo.types import Scheduled, can
 
 Batch = Mapping[str, Tensor]
 CLOSE = 1e-8  # of the largest number, in float64
+TINY = 1e-6
 
 
 class Finding(NamedTuple):
@@ -83,13 +84,16 @@ def still(model: nn.Module) -> nn.Module:
 
 
 def distance(a: Tensor, b: Tensor) -> float:
-    """The largest difference, as a part of the largest number; infinite where one is not finite or of another shape."""
+    """The largest difference, as a part of the largest number; infinite where one is not finite or of another shape.
+
+    Numbers below TINY count as of that size: those of a bias before a norm, say, are the rounding of zero.
+    """
     if a.shape != b.shape:
         return float("inf")
     if a.numel() == 0:
         return 0.0
     a, b = a.detach().double(), b.detach().double()
-    largest = torch.maximum(a.abs().max(), b.abs().max()).clamp(min=1e-30)
+    largest = torch.maximum(a.abs().max(), b.abs().max()).clamp(min=TINY)
     found = float((a - b).abs().max() / largest)
     return found if found == found else float("inf")
 

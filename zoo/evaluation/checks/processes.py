@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import queue
 import tempfile
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from zoo import chance
 from zoo.evaluation.checks.finding import Batch, Finding, fails, farthest, holds, silent, still
-from zoo.types import Scheduled, can
+from zoo.types import Prepared, Scheduled, can
 
 WORLD = 2
 NEAR = 1e-6  # sums in another order, in float64; a mean over processes of what a batch normalises is exact
@@ -29,25 +30,35 @@ def processes(model: nn.Module, batch: Batch) -> Finding:
         return silent("this system has no gloo, or cannot fork")
     if len(batch["x"]) % WORLD:
         return silent(f"{len(batch['x'])} examples are not shared evenly")
-    model = still(model).train()
-    whole = learned(copy.deepcopy(model), batch, 0, 1)
+    return in_turn([(model, batch)])[0]
+
+
+def in_turn(subjects: Sequence[tuple[nn.Module, Batch]]) -> list[Finding]:
+    """What one pair of processes finds of several models, each with its batch, one after the other."""
+    subjects = [(still(model).train(), batch) for model, batch in subjects]
     context = multiprocessing.get_context("fork")
-    answers = context.Queue()
+    answers = [context.Queue() for _ in range(WORLD)]
     with tempfile.TemporaryDirectory() as folder:
         workers = [
-            context.Process(target=_work, args=(answers, model, batch, rank, f"{folder}/meet"), daemon=True)
+            context.Process(target=_work, args=(answers[rank], subjects, rank, f"{folder}/meet"), daemon=True)
             for rank in range(WORLD)
         ]
         for worker in workers:
             worker.start()
         try:
-            told = [answers.get(timeout=PATIENCE) for _ in workers]
-        except queue.Empty:
-            return fails(f"two processes did not end within {PATIENCE} s: one waits for the other")
+            return [_compared(learned(copy.deepcopy(m), batch, 0, 1), answers) for m, batch in subjects]
         finally:
             for worker in workers:
                 worker.join(1)
                 worker.kill()
+
+
+def _compared(whole: Mapping[str, Tensor], answers: Sequence[Any]) -> Finding:
+    """What one process learned of a batch against what each of two says it did."""
+    try:
+        told = [answer.get(timeout=PATIENCE) for answer in answers]
+    except queue.Empty:
+        return fails(f"two processes did not end within {PATIENCE} s: one waits for the other")
     if errors := [text for text in told if isinstance(text, str)]:
         return fails(errors[0])
     worst, name = max(
@@ -62,7 +73,13 @@ def processes(model: nn.Module, batch: Batch) -> Finding:
 
 
 def learned(model: Any, batch: Batch, rank: int, world: int) -> dict[str, Tensor]:
-    """The loss, gradients and buffers of a step on this process's share, as all processes have them after it."""
+    """The loss, gradients and buffers of a step on this process's share, as all processes have them after it.
+
+    What is measured is measured here, by each process on the same examples, as in a training.
+    """
+    if can(model, Prepared):
+        chance.at("check", "prepare")
+        model.prepare(iter([dict(batch)]))
     share = {name: value[rank::world] for name, value in batch.items()}
     if can(model, Scheduled):
         model.at(0)
@@ -80,15 +97,15 @@ def learned(model: Any, batch: Batch, rank: int, world: int) -> dict[str, Tensor
     return found | dict(model.named_buffers())
 
 
-def _work(answers: Any, model: nn.Module, batch: Batch, rank: int, meet: str) -> None:
-    """One of the processes; its answer is plain arrays, or a sentence of what went wrong."""
+def _work(answers: Any, subjects: Sequence[tuple[nn.Module, Batch]], rank: int, meet: str) -> None:
+    """One of the processes; its answers are plain arrays, or sentences of what went wrong."""
     torch.set_num_threads(1)
-    try:
-        dist.init_process_group("gloo", init_method=f"file://{meet}", rank=rank, world_size=WORLD)
-        found = learned(model, batch, rank, WORLD)
-        answers.put({name: value.detach().numpy() for name, value in found.items()})
-        dist.barrier()
-    except Exception as error:
-        answers.put(
-            f"process {rank}: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-        )
+    dist.init_process_group("gloo", init_method=f"file://{meet}", rank=rank, world_size=WORLD)
+    for model, batch in subjects:
+        try:
+            found = learned(model, batch, rank, WORLD)
+            answers.put({name: value.detach().numpy() for name, value in found.items()})
+        except Exception as error:
+            told = str(error).splitlines()[0] if str(error) else ""
+            answers.put(f"process {rank}: {type(error).__name__}: {told}")
+    dist.barrier()
