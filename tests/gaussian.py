@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.models import Diffusion
-from zoo.nn.solvers import Field
+from zoo.nn.samplers import Field
 
 MU = torch.tensor([0.3, -0.5], dtype=torch.float64)
 S = torch.tensor([0.4, 0.7], dtype=torch.float64)

@@ -107,6 +107,8 @@ def test_what_it_can_and_cannot():
     model = small(source=EightGaussians)
     assert all(can(model, ability) for ability in (Trainable, Sampler, Density))
     assert model.sample(3).shape == (3, 2)
+    with pytest.raises(ValueError, match="solver=ddim: a CNF has a velocity alone, for euler"):
+        model.sample(3, solver="ddim")
     with pytest.raises(Unfit, match="exact trace"):
         small(shape=(1, 8, 8))
     for wrong, words in (({"steps": 0}, "steps=0"), ({"levels": 1}, "levels=1")):

@@ -31,7 +31,9 @@ from zoo.nn import (
 )
 from zoo.nn.divergence import rademacher, transported
 from zoo.nn.interval import Interval
-from zoo.nn.solvers import SOLVERS, Field, rk4
+from zoo.nn.runge_kutta import rk4
+from zoo.nn.samplers import Field
+from zoo.nn.solvers import SOLVERS, along
 from zoo.types import Codec, Density, Sampler, Trainable, can
 
 TARGETS = (Velocity, Noise, Data, Score, Preconditioned)
@@ -233,6 +235,13 @@ class TestGuidance:
         with pytest.raises(ValueError, match="guidance=2"):
             small().sample(2, guidance=2.0)
 
+    def test_a_model_that_was_always_told_has_no_guidance(self):
+        model = small(condition=partial(ClassCondition, 3, dim=4), drop=0.0)
+        assert model.sample(2).shape == (2, 2)
+        for guidance in (0.0, 2.0):
+            with pytest.raises(ValueError, match="with drop=0 this model never learned"):
+                model.sample(2, guidance=guidance)
+
     def test_conditions_are_dropped_as_often_as_it_says(self):
         seen = []
         model = small(condition=partial(ClassCondition, 3, dim=4), drop=0.25)
@@ -326,7 +335,7 @@ class TestIntegers:
 def test_samples_along_the_path_begin_with_noise_and_end_in_the_sample():
     model = small(path=EDMPath(), target=Preconditioned(), time_sampler=LogNormal())
     torch.manual_seed(0)
-    times, x = model.along(4, solver="heun", steps=6)
+    times, x = along(model.field(), model.noise(4), solver="heun", steps=6)
     torch.manual_seed(0)
     assert torch.equal(x[-1], model.sample(4, steps=6))
     assert (x.shape, times[0].item(), times[-1].item()) == ((7, 4, 2), 80.0, 0.0)

@@ -9,8 +9,8 @@ import torch
 from torch.autograd.functional import jacobian
 
 from zoo.models import FVSBN, MADE, NADE, GatedPixelCNN, PixelCNN, PixelCNNPP
+from zoo.models.fully_visible import drawn, recomputed
 from zoo.models.nade import Hidden
-from zoo.models.pixels import drawn, elements, recomputed
 from zoo.models.tokens import arranged, sequence
 from zoo.nn import Bernoulli, Categorical, DiscretizedLogisticMixture, checkpoint_blocks
 from zoo.types import Density, Sampler, Scheduled, Space, Unfit, can
@@ -468,4 +468,4 @@ def test_the_first_pixel_is_told_by_the_parameters_alone():
         x = images(network, 6)
         first = network(x)[:, :, 0]
         assert torch.equal(first, first[:1].expand_as(first))
-        assert elements(x).shape == (6, 1, 9, 1)
+        assert network.elements(x).shape == (6, 1, 9, 1)

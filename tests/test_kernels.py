@@ -383,7 +383,7 @@ def test_a_kernel_that_is_not_there_is_refused_when_a_mixer_is_built(mixer):
 BIASED = {
     kind.__name__: kind
     for kind in encodings()
-    if "bias" in kind.places and kind.__module__ == "zoo.nn.position"
+    if "bias" in kind.places and kind.__module__ == "zoo.nn.relative_position"
 }
 BIASED |= {"KERPLE power": partial(KERPLE, power=True)}
 NONE = {"Rotary": Rotary, "NoPosition": NoPosition}

@@ -260,6 +260,8 @@ def test_labels_are_sources_and_images_are_sequences():
     assert x.shape == (3, 3, 2, 2)
     assert x.dtype == torch.uint8
     torch.testing.assert_close(network.log_prob(x, y), network.log_prob(x, y[:, None]))
+    with pytest.raises(ValueError, match="nothing to draw from"):
+        network.sample(3, y, top_k=0)
 
 
 def test_a_sequence_is_learned_backwards():

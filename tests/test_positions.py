@@ -32,7 +32,9 @@ from zoo.nn import (
     TransformerXL,
     XPos,
 )
-from zoo.nn.position import alibi_slopes, fits, t5_bucket, turned, turned_real, unit
+from zoo.nn.position import fits
+from zoo.nn.relative_position import alibi_slopes, t5_bucket
+from zoo.nn.rotary_position import turned, turned_real, unit
 
 ENCODINGS = {
     "none": NoPosition,

@@ -9,7 +9,9 @@ from test_paths import PATHS, close
 
 from zoo.nn import Straight, VariancePreserving
 from zoo.nn.divergence import divergence, rademacher, transported
-from zoo.nn.solvers import SOLVERS, Field, ddim, ddpm, euler, rk4, rk45, solve, straightness
+from zoo.nn.runge_kutta import euler, rk4, rk45
+from zoo.nn.samplers import Field, ddim, ddpm
+from zoo.nn.solvers import SOLVERS, solve, straightness
 
 ORDERS = {"euler": 1, "heun": 2, "midpoint": 2, "rk4": 4, "ddim": 1, "dpm_solver": 2}
 SPANS = {

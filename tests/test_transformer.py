@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.autograd.functional import jacobian
 
 from zoo.models import Autoregressive
-from zoo.models.autoregressive import draw, restricted
+from zoo.models.decoding import Decoding
 from zoo.models.tokens import arranged, sequence
 from zoo.nn import Attention, Backbone, NoPosition, Position, Rotary
 from zoo.types import PAD, Density, Measured, Sampler, Space, Unfit, can
@@ -371,21 +371,21 @@ def test_a_bad_prompt_or_temperature_is_refused():
 
 def test_top_k_and_top_p_leave_the_most_probable_tokens():
     logits = torch.tensor([[0.1, 0.4, 0.2, 0.3], [0.7, 0.1, 0.15, 0.05]]).log()
-    assert restricted(logits, top_k=2, top_p=None).isfinite().tolist() == [
+    assert Decoding(top_k=2).restricted(logits).isfinite().tolist() == [
         [False, True, False, True],
         [True, False, True, False],
     ]
-    assert restricted(logits, top_k=None, top_p=0.65).isfinite().tolist() == [
+    assert Decoding(top_p=0.65).restricted(logits).isfinite().tolist() == [
         [False, True, False, True],
         [True] + [False] * 3,
     ]
-    assert torch.equal(restricted(logits, top_k=9, top_p=1.0), logits)
+    assert torch.equal(Decoding(top_k=9, top_p=1.0).restricted(logits), logits)
 
 
 def test_temperature_sharpens_what_is_drawn():
     p = torch.tensor([0.5, 0.3, 0.2])
     torch.manual_seed(0)
-    drawn = draw(p.log().expand(20000, 3), temperature=0.5, top_k=None, top_p=None)
+    drawn = Decoding(temperature=0.5)(p.log().expand(20000, 3))
     torch.testing.assert_close(drawn.bincount() / 20000, p**2 / (p**2).sum(), rtol=0, atol=0.015)
 
 

@@ -34,10 +34,27 @@ def batch(side=8):
     return torch.randn(2, 3, side, side).double(), torch.rand(2).double(), c
 
 
-def test_it_has_the_papers_parameters_for_cifar():
+@pytest.mark.parametrize("heads", [1, 4], ids=["ddpm", "ot_cfm"])
+def test_it_has_the_papers_parameters_for_cifar(heads):
     with torch.device("meta"):
-        model = UNet((3, 32, 32), None)
+        model = UNet((3, 32, 32), None, heads=heads)
     assert sum(p.numel() for p in model.parameters()) == 35_746_307
+    looks = [part for part in model.modules() if isinstance(part, Look)]
+    assert {(look.heads, look.q.out_features // look.heads) for look in looks} == {(heads, 256 // heads)}
+    assert len(looks) == 2 + 3 + 1  # at 16 x 16 on the way down and up, and in the middle
+
+
+@pytest.mark.parametrize("context", [None, 5])
+@pytest.mark.parametrize("heads", [1, 2, 4])
+def test_each_head_looks_with_its_own_channels(heads, context):
+    torch.manual_seed(0)
+    look = Look(8, heads, context).double()
+    x, memory = torch.randn(2, 8, 3, 4).double(), None if context is None else torch.randn(2, 6, 5).double()
+    tokens = look.norm(x).flatten(2).mT
+    k, v = look.kv(tokens if memory is None else memory).chunk(2, -1)
+    parts = zip(*(part.chunk(heads, -1) for part in (look.q(tokens), k, v)))
+    y = torch.cat([(q @ k.mT / q.shape[-1] ** 0.5).softmax(-1) @ v for q, k, v in parts], -1)
+    torch.testing.assert_close(look(x, memory), x + look.out(y).mT.unflatten(2, (3, 4)))
 
 
 @pytest.mark.parametrize("context", [None, 5])

@@ -9,7 +9,7 @@ import torch
 from benchmarks import iwae, quantization
 from benchmarks.measure import Row, interleaved, ms, over
 from zoo.models import PixelCNN
-from zoo.models.pixels import recomputed
+from zoo.models.fully_visible import recomputed
 
 IMAGES, SIDE, PIXELS = 64, 28, 2
 

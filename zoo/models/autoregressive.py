@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zoo.models.decoding import Decoding
 from zoo.models.tokens import arranged, grid, sequence
 from zoo.nn.attention import Attention
 from zoo.nn.backbone import Backbone
@@ -186,14 +187,10 @@ class Autoregressive(nn.Module):
         top_k, top_p    draw only among the k most probable tokens, the fewest with probability p together
         prompt          (n, P) first tokens, which are kept; shorter ones end in PAD
 
-        Raises ValueError if prompts are not n, or longer than an example, or have PAD before their end, for a
-        temperature below 0, top_k below 1 or top_p outside of (0, 1], and with targets.
+        Raises ValueError if prompts are not n, or longer than an example, or have PAD before their end, with
+        targets, and as zoo.models.decoding does.
         """
-        if temperature < 0 or (top_k is not None and top_k < 1) or (top_p is not None and not 0 < top_p <= 1):
-            raise ValueError(
-                f"temperature={temperature}, top_k={top_k}, top_p={top_p} leave nothing to draw from; "
-                "temperature is at least 0, top_k at least 1, top_p in (0, 1]"
-            )
+        draw = Decoding(temperature=temperature, top_k=top_k, top_p=top_p)
         device = self.embed.weight.device
         prompt = torch.empty(n, 0) if prompt is None else prompt
         prompt = prompt.to(device).long()
@@ -219,7 +216,7 @@ class Autoregressive(nn.Module):
                         # a full row, beside shorter ones, stays at its last position: what it draws is not kept
                         state = state._replace(t=state.t.clamp(max=self.length - 1))
                     h, state = self.backbone.step(self.embed(drawn[-1]), state)
-                drawn.append(draw(self.head(h), temperature=temperature, top_k=top_k, top_p=top_p))
+                drawn.append(draw(self.head(h)))
         # longer prompts drew as many tokens as the shortest one, past their end
         tokens = F.pad(prompt, (0, len(drawn)))
         if drawn:
@@ -246,27 +243,3 @@ class Autoregressive(nn.Module):
         label = tokens.new_zeros(len(tokens)) if y is None or not self.conditional else y.long()
         # what stands in for PAD is not seen by any token that counts
         return torch.cat([self.start(label).unsqueeze(1), self.embed(tokens.clamp(min=0))], 1)
-
-
-def draw(logits: Tensor, *, temperature: float, top_k: int | None, top_p: float | None) -> Tensor:
-    """One token from each row.  (B, V) -> (B,)"""
-    if temperature == 0:
-        return logits.argmax(-1)
-    logits = restricted(logits.float() / temperature, top_k=top_k, top_p=top_p)
-    return torch.multinomial(logits.softmax(-1), 1).squeeze(1)
-
-
-def restricted(logits: Tensor, *, top_k: int | None, top_p: float | None) -> Tensor:
-    """Logits with -inf at what may not be drawn: k tokens stay, then the fewest that sum to p.
-
-    Fan et al. 2018 (top k), Holtzman et al. 2020 (top p, the nucleus).
-    """
-    if top_k is not None and top_k < logits.shape[-1]:
-        least = logits.topk(top_k, -1).values[..., -1:]
-        logits = logits.masked_fill(logits < least, -math.inf)
-    if top_p is not None and top_p < 1:
-        p, order = logits.softmax(-1).sort(-1, descending=True)
-        before = p.cumsum(-1) - p  # the first token stays, whatever its probability
-        out = torch.zeros_like(before, dtype=torch.bool).scatter(-1, order, before >= top_p)
-        logits = logits.masked_fill(out, -math.inf)
-    return logits

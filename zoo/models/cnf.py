@@ -6,22 +6,20 @@ network, the same that flow matching trains without solving anything.
 
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from zoo.models.probability_flow import SMALL, ProbabilityFlow
 from zoo.nn.bases import Gaussian
 from zoo.nn.divergence import transported
-from zoo.nn.interval import Interval
-from zoo.nn.solvers import SOLVERS, rk4, rk45
-from zoo.types import Kind, Space, Unfit
-
-MOST = 16  # dimensions: the trace is exact, a backward pass for each at every evaluation
+from zoo.nn.runge_kutta import rk4
+from zoo.nn.solvers import ODE
+from zoo.types import Space, Unfit
 
 
-class CNF(nn.Module):
+class CNF(ProbabilityFlow):
     """A velocity field trained by the likelihood of what it makes of noise: gradients go through the solver's steps.
 
     log p(x_0) = log p(x_1) + integral of div v from 0 to 1, the trace exact. Of integers the bound by uniform
@@ -35,8 +33,6 @@ class CNF(nn.Module):
     Unfit for data of more than 16 dimensions.
     """
 
-    kind: ClassVar[Kind] = "estimate"
-
     def __init__(
         self,
         *,
@@ -46,25 +42,17 @@ class CNF(nn.Module):
         source: Callable[[], Any] = Gaussian,
         steps: int = 8,
     ) -> None:
-        super().__init__()
         if not _fits(Space(tuple(shape), levels)):
             raise Unfit(
-                f"model=cnf has an exact trace, of up to {MOST} dimensions, and shape={list(shape)} has more; "
+                f"model=cnf has an exact trace, of up to {SMALL} dimensions, and shape={list(shape)} has more; "
                 "try model=rectified_flow",
                 _fits,
             )
         if steps < 1:
             raise ValueError(f"steps={steps}: a solver takes at least one step")
-        self.shape, self.levels, self.steps = tuple(shape), levels, steps
-        self.interval = Interval(levels)
-        self.source = source()
+        super().__init__(shape, levels, source)
+        self.steps = steps
         self.backbone = backbone(shape=self.shape, context=None)
-        self.protocol = {"trace": "exact"} | ({"dequantization": "uniform"} if levels else {})
-
-    @property
-    def blocks(self) -> list[nn.Module]:
-        """What gradient checkpointing may recompute: the network's."""
-        return list(getattr(self.backbone, "blocks", []))
 
     def loss(self, x: Tensor, y: Tensor | None = None) -> dict[str, Tensor]:
         """nats, and its parts: -log p(x_1), and -log|det| of the way there; y is not used."""
@@ -75,6 +63,8 @@ class CNF(nn.Module):
         log_det = -change.mean() - self.interval.constant(x_0[0].numel())
         return {"loss": base + log_det, "nats": base + log_det, "base": base, "log_det": log_det}
 
+    @torch.inference_mode(False)  # the trace needs gradients, which inference has not
+    @torch.no_grad()
     def log_prob(
         self, x: Tensor, y: Tensor | None = None, *, tolerance: float = 1e-5, samples: int = 1
     ) -> Tensor:
@@ -87,17 +77,7 @@ class CNF(nn.Module):
         """
         if samples < 1:
             raise ValueError(f"samples={samples}: the bound takes at least one draw")
-        times, solver = torch.tensor([0.0, 1.0]), partial(rk45, tolerance=tolerance)
-        told = []
-        with (
-            torch.inference_mode(False),
-            torch.no_grad(),
-        ):  # the trace needs gradients, which inference has not
-            for _ in range(samples if self.levels else 1):
-                x_0 = self.interval.real(x.clone(), self.precision, dequantize=True)
-                x_1, change = transported(solver, self.velocity, x_0, times)
-                told.append(self.source.log_prob(x_1.flatten(1)).double() + change.double())
-        return torch.stack(told).logsumexp(0) - math.log(len(told)) + self.interval.constant(x[0].numel())
+        return self.likelihood(self.velocity, x, tolerance=tolerance, draws=samples)
 
     @torch.no_grad()
     def sample(
@@ -109,12 +89,15 @@ class CNF(nn.Module):
         steps: int = 50,
         tolerance: float = 1e-5,
     ) -> Tensor:
-        """n examples, (n, *shape), the data's own kind of numbers; y is not used. Options as zoo.models.Diffusion's."""
-        device = next(self.parameters()).device
-        x_1 = self.source.sample(torch.empty(n, *self.shape, dtype=self.precision, device=device))
+        """n examples, (n, *shape), the data's own kind of numbers; y is not used. Options as zoo.models.Diffusion's.
+
+        ValueError for a solver that needs more than a velocity.
+        """
+        if solver not in ODE:
+            raise ValueError(f"solver={solver}: a CNF has a velocity alone, for {', '.join(ODE)}")
         times = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
         options = {"tolerance": tolerance} if solver == "rk45" else {}
-        return self.interval.data(SOLVERS[solver](self.velocity, x_1, times, **options))
+        return self.interval.data(ODE[solver](self.velocity, self.noise(n), times, **options))
 
     def velocity(self, x: Tensor, t: Tensor) -> Tensor:
         """v(x, t), (B, *shape), t ()."""
@@ -122,11 +105,6 @@ class CNF(nn.Module):
         time = t.to(x).expand(len(x))
         return self.backbone(x.to(kind), time, None).to(x.dtype)
 
-    @property
-    def precision(self) -> torch.dtype:
-        """The type of all that is solved: float32, whatever the network computes in, or float64."""
-        return torch.promote_types(next(self.parameters()).dtype, torch.float32)
-
 
 def _fits(space: Space) -> bool:
-    return math.prod(space.shape) <= MOST
+    return math.prod(space.shape) <= SMALL

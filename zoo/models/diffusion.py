@@ -5,31 +5,30 @@ data to noise. A network sees x_t and t and tells o, from which x_0, x_1 and the
 Integers in [0, levels) become x_0 = 2 x / (levels - 1) - 1 in [-1, 1], and samples are rounded back.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from zoo.models.probability_flow import ProbabilityFlow
 from zoo.nn.bases import Gaussian
 from zoo.nn.conditions import Condition
-from zoo.nn.divergence import rademacher, transported
-from zoo.nn.interval import Interval
+from zoo.nn.guidance import clipped, guided
 from zoo.nn.likelihood import wide
 from zoo.nn.paths import Path, Straight, shifted, spread
-from zoo.nn.solvers import Field, Solver, Variance, Watch, ddim, rk45, solve, straightness
+from zoo.nn.runge_kutta import Watch
+from zoo.nn.samplers import Field, Variance, ddim
+from zoo.nn.solvers import Solver, solve, straightness
 from zoo.nn.targets import PlainWeight, Target, Velocity
 from zoo.nn.times import TimeSampler, Uniform
 from zoo.nn.transport import Independent
 from zoo.nn.upsample_guidance import upsampled
-from zoo.types import PAD, Kind, Space
-
-SMALL = 16  # dimensions of data for which the trace is exact: a backward pass for each
+from zoo.types import Space
 
 
-class Diffusion(nn.Module):
+class Diffusion(ProbabilityFlow):
     """A network that tells noise from data, trained at random times of a path between them.
 
     loss = E weight(t) |network(x_t, t) - o|^2, the mean over the elements of an example. Ho et al. 2020, Song et al.
@@ -50,8 +49,6 @@ class Diffusion(nn.Module):
     ValueError for a target that says nothing at an end of the path, and for drop outside of [0, 1].
     """
 
-    kind: ClassVar[Kind] = "estimate"
-
     def __init__(
         self,
         *,
@@ -69,15 +66,15 @@ class Diffusion(nn.Module):
         shift: float = 1.0,
         dequantize: bool = False,
     ) -> None:
-        super().__init__()
+        super().__init__(shape, levels, source)
         if not 0 <= drop <= 1:
             raise ValueError(f"drop={drop}: a condition is dropped with a probability, as 0.1")
-        self.shape, self.levels = tuple(shape), levels
-        self.interval = Interval(levels)
         self.latent = Space(self.shape)
-        self.source, self.coupling = source(), coupling or Independent()
+        self.coupling = coupling or Independent()
         self.path, self.target = path or Straight(), target or Velocity()
         self.target.check(self.path)
+        self.span = self.path.span
+        self.sigma = float(self.path.coefficients(torch.tensor(self.span[1], dtype=torch.float64))[1])
         self.time_sampler, self.weighting = time_sampler or Uniform(), weighting or PlainWeight()
         self.condition = condition() if condition else None
         self.conditional = self.condition is not None
@@ -85,28 +82,8 @@ class Diffusion(nn.Module):
         self.backbone = backbone(
             shape=self.shape, context=self.condition.dim if self.condition is not None else None
         )
-        self.exact = math.prod(self.shape) <= SMALL
-        self.protocol = {"trace": "exact" if self.exact else "Hutchinson's, Rademacher probes"}
-        if levels is not None:
-            self.protocol["dequantization"] = "uniform"
-        self.on_request = not self.exact  # a likelihood takes hundreds of passes of the network
         self.evaluations = 0  # of the network, for each example of the last sample
-        self.watch: Watch = None  # told of each step of a sampling: zoo.nn.solvers
-
-    @property
-    def blocks(self) -> list[nn.Module]:
-        """What gradient checkpointing may recompute: the network's."""
-        return list(getattr(self.backbone, "blocks", []))
-
-    @property
-    def runs(self) -> list[list[nn.Module]]:
-        """Those of them that are called one after the other."""
-        return getattr(self.backbone, "runs", [self.blocks])
-
-    @property
-    def precision(self) -> torch.dtype:
-        """The type of x_t and of all that is solved: float32, whatever the network computes in, or float64."""
-        return torch.promote_types(next(self.parameters()).dtype, torch.float32)
+        self.watch: Watch = None  # told of each step of a sampling: zoo.nn.runge_kutta
 
     def loss(self, x: Tensor, y: Tensor | None = None, *, noise: Tensor | None = None) -> dict[str, Tensor]:
         """The weighted error of what the network tells, at one time for each example.
@@ -115,7 +92,7 @@ class Diffusion(nn.Module):
         """
         x_0 = self.interval.real(x, self.precision, dequantize=self.dequantize)
         x_1 = self.coupling(x_0, self.source.sample(x_0)) if noise is None else noise.to(x_0)
-        t = self.time_sampler(len(x), self.path.span, device=x.device)
+        t = self.time_sampler(len(x), self.span, device=x.device)
         t = shifted(self.path, t, self.shift).to(x_0)
         alpha, sigma = self.path(t)
         x_t = spread(alpha, x_0) * x_0 + spread(sigma, x_0) * x_1
@@ -166,15 +143,8 @@ class Diffusion(nn.Module):
             raise ValueError(f"upsample={upsample}: images are made larger by a whole number, 1 leaves them")
         field = self.field(self.asked(n, y), guidance=guidance, clip=clip, upsample=upsample)
         shift = self.shift if shift is None else shift
-        options = {
-            "steps": steps,
-            "shift": shift,
-            "eta": eta,
-            "variance": variance,
-            "tolerance": tolerance,
-            "watch": self.watch,
-        }
-        x_0 = solve(field, self.noise(n, upsample), solver=solver, **options)
+        options = {"eta": eta, "variance": variance, "tolerance": tolerance, "watch": self.watch}
+        x_0 = solve(field, self.noise(n, upsample), solver=solver, steps=steps, shift=shift, **options)
         self.evaluations = field.evaluations
         return self.interval.data(x_0)
 
@@ -183,38 +153,35 @@ class Diffusion(nn.Module):
     ) -> Field:
         """The velocity field that samples follow: field(x, t), and field.ends(x, t); it counts evaluations.
 
-        ValueError for a guidance other than 1 of a model without condition.
+        ValueError for a guidance other than 1 of a model without condition, or that was never told nothing.
         """
         if guidance != 1 and self.condition is None:
             raise ValueError(f"guidance={guidance}: this model has no condition; it takes guidance=1")
-        B = None if y is None else len(y)
-        guided = guidance not in (0, 1)
-        c = None
-        if self.condition is not None:
-            keep = torch.full((B,), guidance != 0, device=y.device)
-            c = self._condition(
-                torch.cat([y, y]) if guided else y, torch.cat([keep, ~keep]) if guided else keep
+        if guidance != 1 and self.drop == 0:
+            raise ValueError(
+                f"guidance={guidance}: with drop=0 this model never learned what to tell without its condition; it "
+                "takes guidance=1, or train it with model.drop=0.1"
             )
+        keep = None if y is None else torch.full((len(y),), guidance != 0, device=y.device)
+        two = guidance not in (0, 1)
+        if two and y is not None:  # the condition, and nothing, at once
+            y, keep = torch.cat([y, y]), torch.cat([keep, ~keep])
+        tell = partial(self.told, c=self._condition(y, keep))
+        if two:
+            tell = guided(tell, guidance)
 
         def ends(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
             t = t.to(x.dtype)
-            if guided:
-                with_it, without = self.told(torch.cat([x, x]), torch.cat([t, t]), c).chunk(2)
-                o = without + guidance * (with_it - without)
-            else:
-                o = self.told(x, t, c)
-            x_0, x_1 = self.target.ends(o, x, t, self.path)
-            if clip:
-                x_0 = x_0.clamp(-1, 1)
-                alpha, sigma = self.path(t)
-                x_1 = (x - spread(alpha, x) * x_0) / spread(sigma, x)
-            return x_0, x_1
+            return self.target.ends(tell(x, t), x, t, self.path)
 
-        cost = 2 if guided else 1
+        if clip:
+            ends = clipped(ends, self.path)
         if upsample > 1:
-            return Field(self.path, upsampled(ends, self.path, upsample), cost=2 * cost)
-        return Field(self.path, ends, cost=cost)
+            ends = upsampled(ends, self.path, upsample)
+        return Field(self.path, ends, cost=(2 if two else 1) * (2 if upsample > 1 else 1))
 
+    @torch.inference_mode(False)  # the trace needs gradients, which inference has not
+    @torch.no_grad()
     def log_prob(
         self,
         x: Tensor,
@@ -239,24 +206,8 @@ class Diffusion(nn.Module):
         """
         if min(probes, samples) < 1:
             raise ValueError(f"probes={probes}, samples={samples}: at least one of each is needed")
-        if self.conditional and y is None:
-            raise ValueError("a model with a condition needs y, the labels or captions of x")
-        told = []
-        with (
-            torch.inference_mode(False),
-            torch.no_grad(),
-        ):  # the trace needs gradients, which inference has not
-            y = None if y is None else y.clone()
-            for _ in range(samples if self.levels else 1):
-                x_0 = self.interval.real(x.clone(), self.precision, dequantize=True)
-                e = None if self.exact else rademacher(probes, x_0)
-                times = torch.tensor(self.path.span, dtype=torch.float64)
-                solver = partial(rk45, tolerance=tolerance)
-                x_t, change = transported(solver, self.field(y), x_0, times, e)
-                sigma = float(self.path.coefficients(times[-1])[1])
-                log_p = self.source.log_prob((x_t / sigma).flatten(1)).double() + change.double()
-                told.append(log_p - x_0[0].numel() * math.log(sigma))
-        return torch.stack(told).logsumexp(0) - math.log(len(told)) + self.interval.constant(x[0].numel())
+        v = self.field(None if y is None else y.clone())
+        return self.likelihood(v, x, tolerance=tolerance, probes=probes, draws=samples)
 
     @torch.no_grad()
     def encode(self, x: Tensor, y: Tensor | None = None, *, steps: int = 50, guidance: float = 1.0) -> Tensor:
@@ -273,22 +224,10 @@ class Diffusion(nn.Module):
         return self.interval.data(solve(field, z, solver="ddim", steps=steps))
 
     @torch.no_grad()
-    def along(self, n: int, y: Tensor | None = None, **options: Any) -> tuple[Tensor, Tensor]:
-        """n samples along the path: times (N + 1,), and x_t (N + 1, n, *shape) in the network's numbers.
-
-        options     of zoo.nn.solvers.solve: solver, steps ...
-        """
-        seen: list[tuple[Tensor, Tensor]] = []
-        field = self.field(self.asked(n, y))
-        solve(field, self.noise(n), watch=lambda i, t, x: seen.append((t.cpu(), x)), **options)
-        times, x = zip(*seen)
-        return torch.stack(times), torch.stack(x)
-
-    @torch.no_grad()
     def straightness(self, n: int, y: Tensor | None = None, *, steps: int = 100) -> Tensor:
         """How far the ways of n samples are from straight lines, (n,): zoo.nn.solvers.straightness."""
-        times = torch.linspace(*self.path.span, steps + 1, dtype=torch.float64).flip(0)
-        x = self.path.coefficients(times[0])[1] * self.noise(n)
+        times = torch.linspace(*self.span, steps + 1, dtype=torch.float64).flip(0)
+        x = self.sigma * self.noise(n)
         return straightness(self.field(self.asked(n, y)), x, times)
 
     def told(self, x_t: Tensor, t: Tensor, c: Condition | None) -> Tensor:
@@ -296,12 +235,6 @@ class Diffusion(nn.Module):
         kind = next(self.backbone.parameters()).dtype
         seen = spread(self.target.scale(self.path, t.double()), x_t) * x_t
         return wide(self.backbone(seen.to(kind), self.path.clock(t), c)).to(x_t.dtype)
-
-    def noise(self, n: int, upsample: int = 1) -> Tensor:
-        """n draws of the source, (n, *shape), the sides of images so many times as long."""
-        shape = [side * (upsample if i else 1) for i, side in enumerate(self.shape)]
-        device = next(self.parameters()).device
-        return self.source.sample(torch.empty(n, *shape, dtype=self.precision, device=device))
 
     def _condition(self, y: Tensor | None, keep: Tensor | None) -> Condition | None:
         if self.condition is None:
@@ -314,7 +247,4 @@ class Diffusion(nn.Module):
         """y for n samples: classes drawn evenly, or empty captions, where nothing is asked for."""
         if self.condition is None or y is not None:
             return y
-        device = next(self.parameters()).device
-        if classes := getattr(self.condition, "classes", None):
-            return torch.randint(classes, (n,), device=device)
-        return torch.full((n, self.condition.length), PAD, device=device)
+        return self.condition.unasked(n)

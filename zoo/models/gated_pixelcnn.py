@@ -6,33 +6,18 @@ zoo.nn.masked_conv; those of v know all channels of the rows above.
 """
 
 from collections.abc import Callable, Sequence
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.models.pixels import (
-    ORDER,
-    Pixels,
-    begun,
-    by_element,
-    by_pixel,
-    elements,
-    given,
-    known_classes,
-    labels,
-    per_element,
-    size_of,
-    terms,
-)
-from zoo.models.tokens import arranged
+from zoo.models.fully_visible import FullyVisible
+from zoo.models.pixels import Pixels, by_element, by_pixel
 from zoo.nn.likelihood import Likelihood
 from zoo.nn.masked_conv import Lines, WindowConv, channels_of, masked_conv
-from zoo.types import Kind
 
 
-class GatedPixelCNN(nn.Module):
+class GatedPixelCNN(FullyVisible):
     """A vertical and a horizontal stack of gated convolutions, which leave no blind spot.
 
     gate(a, b) = tanh(a) sigmoid(b): eq. 2; with labels, a and b have an embedding of y added in each layer: eq. 4.
@@ -45,14 +30,10 @@ class GatedPixelCNN(nn.Module):
     kernel       side of the others
     head         features of the layer before the output
     embed        size of a vector for each level, for codes, whose numbers say nothing; None: levels are amounts
-    likelihood   likelihood(levels) makes p(x_t | x_<t); None: Bernoulli at 2 levels, else a softmax over all
+    likelihood   as zoo.models.fully_visible has it, which also says what is refused
 
-    The defaults are those for ImageNet. Unfit if the data are not images of integers; ValueError for
-    conditional=True without classes.
+    The defaults are those for ImageNet.
     """
-
-    kind: ClassVar[Kind] = "exact"
-    together: ClassVar[int] = 1
 
     def __init__(
         self,
@@ -69,17 +50,13 @@ class GatedPixelCNN(nn.Module):
         embed: int | None = None,
         likelihood: Callable[[int], Likelihood] | None = None,
     ) -> None:
-        super().__init__()
-        self.shape = C, _, _ = size_of(self, shape, levels)
-        self.levels = levels
+        super().__init__(shape, levels, likelihood=likelihood, classes=classes, conditional=conditional)
+        C = self.shape[0]
         self.pixels = Pixels(levels, embed)
-        self.classes, self.conditional = classes, conditional
-        self.protocol = {"order": ORDER}
-        self.likelihood = per_element(levels, likelihood)
         enter = channels_of((embed or 1) * C, C)
         inside, last = channels_of(dim, C), channels_of(head, C)
         leave = channels_of(C * self.likelihood.features((1, 1, 1)), C)
-        known = known_classes(classes, conditional)
+        known = classes if conditional else None
         begin = GatedLayer(enter, inside, first, known, first=True)
         self.blocks = nn.ModuleList(
             [begin, *(GatedLayer(inside, inside, kernel, known) for _ in range(depth - 1))]
@@ -95,34 +72,14 @@ class GatedPixelCNN(nn.Module):
         """What is said of each element: (B, C, H, W) -> (B, F, T, 1)."""
         h = self.inputs(x)
         both = torch.cat([F.pad(h, (0, 0, 1, 0))[:, :, :-1], h], 1)  # a row lower, v knows only what is above
-        y = given(self, y)
+        y = self.given(y)
         for block in self.blocks:
             both = block(both, y)
         return by_element(self._told(both.chunk(2, 1)[1]), self.shape[0])
 
-    def loss(self, x: Tensor, y: Tensor | None = None) -> dict[str, Tensor]:
-        """loss: nats per element; nats: per example; y is used if conditional."""
-        return terms(self.log_prob(x, y), x[0].numel())
-
-    def log_prob(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        """log p(x), or log p(x | y) if conditional, in nats, (B,)."""
-        return self.likelihood.log_prob(self(x, y), elements(x))
-
-    @torch.no_grad()
-    def sample(
-        self, n: int, y: Tensor | None = None, *, temperature: float = 1.0, prompt: Tensor | None = None
-    ) -> Tensor:
-        """n images, (n, C, H, W), each pixel computed once: zoo.models.pixels.recomputed is the slow way.
-
-        y             (n,) labels; where they are missing and needed, drawn evenly
-        temperature   divides logits; 0 takes the most probable level
-        prompt        (n, P) first elements, which are kept
-
-        ValueError for a temperature below 0 and a prompt that does not fit.
-        """
-        tokens, P = begun(self, n, prompt, temperature)
-        by_pixel(self, tokens, P, labels(self, y, n), temperature)
-        return self.image(tokens)
+    def fill(self, tokens: Tensor, P: int, y: Tensor | None, temperature: float) -> None:
+        """Each pixel computed once."""
+        by_pixel(self, tokens, P, y, temperature)
 
     def step(self, x: Tensor, r: int, c: int, y: Tensor | None, lines: Lines) -> Tensor:
         """What is said of pixel (r, c) of x (n, C, H, W), all before it having been seen: (n, F C, 1, 1).
@@ -145,10 +102,6 @@ class GatedPixelCNN(nn.Module):
     def inputs(self, x: Tensor) -> Tensor:
         """Integers (B, C, H, W) as what convolutions take."""
         return self.pixels(x, self.first.weight.dtype)
-
-    def image(self, tokens: Tensor) -> Tensor:
-        """Elements in order as data: (n, T) -> (n, C, H, W)."""
-        return arranged(tokens, self.shape, self.levels)
 
     def _told(self, h: Tensor, lines: Lines | None = None) -> Tensor:
         for layer in self.head:

@@ -7,19 +7,18 @@ degree d knows the elements of rank d and below; the output for rank t reads uni
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from zoo.models.pixels import ORDER, begun, drawn, per_element, scaled, size_of, terms
+from zoo.models.fully_visible import FullyVisible, drawn, terms
+from zoo.models.pixels import scaled
 from zoo.models.tokens import arranged, sequence
 from zoo.nn.likelihood import Likelihood
 from zoo.nn.masked_linear import MaskedLinear
-from zoo.types import Kind
 
 
-class MADE(nn.Module):
+class MADE(FullyVisible):
     """An autoencoder whose masks leave no way from an element to its own output, or to an earlier one.
 
     With several masks, step k trains with mask k mod M, and what it models is their mixture,
@@ -31,13 +30,11 @@ class MADE(nn.Module):
     direct        weights from the elements to the outputs, beside the hidden layers
     activation    of the hidden layers
     seed          of degrees and orders
-    likelihood    likelihood(levels) makes p(x_t | x_<t); None: Bernoulli at 2 levels, else a softmax over all
+    likelihood    as zoo.models.fully_visible has it, which also says what data are Unfit
 
-    Unfit if the data are not images of integers; ValueError for masks < 1.
+    ValueError for masks < 1.
     """
 
-    kind: ClassVar[Kind] = "exact"
-    together: ClassVar[int] = 1
     ranks: Tensor
 
     def __init__(
@@ -53,17 +50,16 @@ class MADE(nn.Module):
         seed: int = 0,
         likelihood: Callable[[int], Likelihood] | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(shape, levels, likelihood=likelihood)
         if masks < 1:
             raise ValueError(f"masks={masks}: there is at least one")
-        self.shape = C, H, W = size_of(self, shape, levels)
-        self.levels = levels
         self.random_order, self.masks, self.current = random_order, masks, 0
-        several = f", {masks} of them" if masks > 1 else ""
-        self.protocol = {"order": f"random{several}, seed {seed}" if random_order else ORDER, "masks": masks}
-        self.likelihood = per_element(levels, likelihood)
+        if random_order:
+            several = f", {masks} of them" if masks > 1 else ""
+            self.protocol["order"] = f"random{several}, seed {seed}"
+        self.protocol["masks"] = masks
         self.features = self.likelihood.features((1, 1, 1))
-        layers = degrees(C * H * W, hidden, masks, random_order, torch.Generator().manual_seed(seed))
+        layers = degrees(math.prod(shape), hidden, masks, random_order, torch.Generator().manual_seed(seed))
         self.register_buffer("ranks", layers[0])
         self.hidden = nn.ModuleList(MaskedLinear(a, b, activation=activation) for a, b in pairwise(layers))
         self.output = MaskedLinear(layers[-1], layers[0], strict=True, features=self.features)
@@ -100,35 +96,24 @@ class MADE(nn.Module):
         each = torch.stack([self._log_prob(x, m) for m in range(self.masks)])
         return each.logsumexp(0) - math.log(self.masks)
 
-    @torch.no_grad()
-    def sample(
-        self, n: int, y: Tensor | None = None, *, temperature: float = 1.0, prompt: Tensor | None = None
-    ) -> Tensor:
-        """n images, (n, C, H, W), each by one of the masks, element by element, at the cost of one forward pass: a
-        unit is computed when it knows all that it may; zoo.models.pixels.recomputed is the slow way, for one mask.
-
-        temperature   divides logits; 0 takes the most probable level
-        prompt        (n, P) first elements in the model's order, which are kept
-
-        ValueError for a temperature below 0, for a prompt that does not fit, or one to a model of several orders.
-        y is not used.
+    def fill(self, tokens: Tensor, P: int, y: Tensor | None, temperature: float) -> None:
+        """Each image by one of the masks, at the cost of one forward pass: a unit is computed when it knows all that it
+        may. ValueError for a prompt to a model of several orders. y is not used.
         """
-        tokens, P = begun(self, n, prompt, temperature)
         if P and self.random_order and self.masks > 1:
             raise ValueError(f"a prompt has no place in {self.masks} orders; sample from random_order=false")
-        chosen = torch.zeros(n, dtype=torch.int64, device=tokens.device)
+        chosen = torch.zeros(len(tokens), dtype=torch.int64, device=tokens.device)
         if self.masks > 1:
             chosen = torch.distributions.Categorical(logits=self._chances(tokens, P)).sample()
-        x = torch.empty_like(tokens)
         for m in range(self.masks):
             here = chosen == m
             if here.any():
-                x[here] = self._filled(tokens[here], P, m, temperature)[:, self.ranks[m]]
-        return arranged(x, self.shape, self.levels)
+                filled = self._filled(tokens[here], P, m, temperature)
+                tokens[here] = filled[:, self.ranks[m, self.ranks[0].argsort()]]
 
     def image(self, tokens: Tensor) -> Tensor:
         """Elements in the order of the first mask as data: (n, T) -> (n, C, H, W)."""
-        return arranged(tokens[:, self.ranks[0]], self.shape, self.levels)
+        return super().image(tokens[:, self.ranks[0]])
 
     def _log_prob(self, x: Tensor, m: int, first: int | None = None) -> Tensor:
         """log p_m of the elements, or of the first of them: (B,)."""

@@ -4,20 +4,21 @@ x_t is the t-th of the T elements of an image in the order in which they are rea
 number of hidden units.
 """
 
+import math
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from zoo.models.pixels import ORDER, begun, drawn, per_element, scaled, size_of, terms
-from zoo.models.tokens import arranged, sequence
+from zoo.models.fully_visible import FullyVisible, drawn
+from zoo.models.pixels import scaled
+from zoo.models.tokens import sequence
 from zoo.nn.likelihood import Likelihood
-from zoo.types import Kind
 
 
-class NADE(nn.Module):
+class NADE(FullyVisible):
     """Each element by a hidden layer of its own, all of which share their weights.
 
     a_1 = c,  a_{t+1} = a_t + W_t x_t,  h_t = sigmoid(a_t),  p(x_t = 1 | x_<t) = sigmoid(b_t + V_t h_t): O(T H) for
@@ -27,13 +28,9 @@ class NADE(nn.Module):
     hidden        H
     random_order  read in a fixed random order, as in the paper, not by row, column and channel
     seed          of that order
-    likelihood    likelihood(levels) makes p(x_t | x_<t); None: Bernoulli at 2 levels, else a softmax over all
-
-    Unfit if the data are not images of integers.
+    likelihood    as zoo.models.fully_visible has it, which also says what data are Unfit
     """
 
-    kind: ClassVar[Kind] = "exact"
-    together: ClassVar[int] = 1
     order: Tensor
 
     def __init__(
@@ -46,12 +43,10 @@ class NADE(nn.Module):
         seed: int = 0,
         likelihood: Callable[[int], Likelihood] | None = None,
     ) -> None:
-        super().__init__()
-        self.shape = C, H, W = size_of(self, shape, levels)
-        self.levels = levels
-        self.protocol = {"order": f"random, seed {seed}" if random_order else ORDER}
-        self.likelihood = per_element(levels, likelihood)
-        T = C * H * W
+        super().__init__(shape, levels, likelihood=likelihood)
+        if random_order:
+            self.protocol["order"] = f"random, seed {seed}"
+        T = math.prod(shape)
         order = torch.randperm(T, generator=torch.Generator().manual_seed(seed))
         self.register_buffer("order", order if random_order else torch.arange(T))
         self.hidden = Hidden(T, hidden, self.likelihood.features((1, 1, 1)))
@@ -65,37 +60,22 @@ class NADE(nn.Module):
         """What is said of each element: (B, C, H, W) -> (B, F, T, 1)."""
         return self.hidden(scaled(sequence(x)[:, self.order], self.levels, self.hidden.W.dtype)).unsqueeze(-1)
 
-    def loss(self, x: Tensor, y: Tensor | None = None) -> dict[str, Tensor]:
-        """loss: nats per element; nats: per example; y is not used."""
-        return terms(self.log_prob(x), x[0].numel())
-
-    def log_prob(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        """log p(x) in nats, (B,); y is not used."""
-        return self.likelihood.log_prob(self(x), sequence(x)[:, None, self.order, None])
-
-    @torch.no_grad()
-    def sample(
-        self, n: int, y: Tensor | None = None, *, temperature: float = 1.0, prompt: Tensor | None = None
-    ) -> Tensor:
-        """n images, (n, C, H, W), element by element; zoo.models.pixels.recomputed is the slow way.
-
-        temperature   divides logits; 0 takes the most probable level
-        prompt        (n, P) first elements in the model's order, which are kept
-
-        ValueError for a temperature below 0 and a prompt that does not fit. y is not used.
-        """
-        tokens, P = begun(self, n, prompt, temperature)
-        a = self.hidden.c.expand(n, -1)
+    def fill(self, tokens: Tensor, P: int, y: Tensor | None, temperature: float) -> None:
+        """Each element from the running sum of those before it; y is not used."""
+        a = self.hidden.c.expand(len(tokens), -1)
         for t in range(tokens.shape[1]):
             if t >= P:
                 here = self.hidden.told(a, t)[:, :, None, None]
                 tokens[:, t] = drawn(self.likelihood, here, temperature).flatten()
             a = a + scaled(tokens[:, t : t + 1], self.levels, a.dtype) * self.hidden.W[t]
-        return self.image(tokens)
+
+    def elements(self, x: Tensor) -> Tensor:
+        """The elements in the model's order: (B, C, H, W) -> (B, 1, T, 1)."""
+        return sequence(x)[:, None, self.order, None]
 
     def image(self, tokens: Tensor) -> Tensor:
-        """Elements in order as data: (n, T) -> (n, C, H, W)."""
-        return arranged(torch.empty_like(tokens).index_copy_(1, self.order, tokens), self.shape, self.levels)
+        """Elements in the model's order as data: (n, T) -> (n, C, H, W)."""
+        return super().image(torch.empty_like(tokens).index_copy_(1, self.order, tokens))
 
 
 class Hidden(nn.Module):

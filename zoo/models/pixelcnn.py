@@ -5,30 +5,17 @@ channels as in zoo.nn.masked_conv.
 """
 
 from collections.abc import Callable, Sequence
-from typing import ClassVar
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.models.pixels import (
-    ORDER,
-    Pixels,
-    begun,
-    by_element,
-    by_pixel,
-    elements,
-    per_element,
-    size_of,
-    terms,
-)
-from zoo.models.tokens import arranged
+from zoo.models.fully_visible import FullyVisible
+from zoo.models.pixels import Pixels, by_element, by_pixel
 from zoo.nn.likelihood import Likelihood
 from zoo.nn.masked_conv import Lines, channels_of, masked_conv
-from zoo.types import Kind
 
 
-class PixelCNN(nn.Module):
+class PixelCNN(FullyVisible):
     """Residual convolutions over what was read before: a mask A first, masks B after it.
 
     p(x_t | x_<t) = softmax(head(blocks(first(x)))_t). A stack of such windows has a blind spot: what lies above and
@@ -40,13 +27,10 @@ class PixelCNN(nn.Module):
     kernel      side of the others
     head        features of the two layers before the output
     embed       size of a vector for each level, for codes, whose numbers say nothing; None: levels are amounts
-    likelihood  likelihood(levels) makes p(x_t | x_<t); None: Bernoulli at 2 levels, else a softmax over all
+    likelihood  as zoo.models.fully_visible has it, which also says what data are Unfit
 
-    The defaults are those for CIFAR-10. Unfit if the data are not images of integers.
+    The defaults are those for CIFAR-10.
     """
-
-    kind: ClassVar[Kind] = "exact"
-    together: ClassVar[int] = 1
 
     def __init__(
         self,
@@ -61,12 +45,9 @@ class PixelCNN(nn.Module):
         embed: int | None = None,
         likelihood: Callable[[int], Likelihood] | None = None,
     ) -> None:
-        super().__init__()
-        self.shape = C, _, _ = size_of(self, shape, levels)
-        self.levels = levels
+        super().__init__(shape, levels, likelihood=likelihood)
+        C = self.shape[0]
         self.pixels = Pixels(levels, embed)
-        self.protocol = {"order": ORDER}
-        self.likelihood = per_element(levels, likelihood)
         enter = channels_of((embed or 1) * C, C)
         wide, last = channels_of(2 * dim, C), channels_of(head, C)
         leave = channels_of(C * self.likelihood.features((1, 1, 1)), C)
@@ -81,28 +62,9 @@ class PixelCNN(nn.Module):
         """What is said of each element: (B, C, H, W) -> (B, F, T, 1)."""
         return by_element(self._maps(self.inputs(x)), self.shape[0])
 
-    def loss(self, x: Tensor, y: Tensor | None = None) -> dict[str, Tensor]:
-        """loss: nats per element; nats: per example; y is not used."""
-        return terms(self.log_prob(x), x[0].numel())
-
-    def log_prob(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        """log p(x) in nats, (B,); y is not used."""
-        return self.likelihood.log_prob(self(x), elements(x))
-
-    @torch.no_grad()
-    def sample(
-        self, n: int, y: Tensor | None = None, *, temperature: float = 1.0, prompt: Tensor | None = None
-    ) -> Tensor:
-        """n images, (n, C, H, W), each pixel computed once: zoo.models.pixels.recomputed is the slow way.
-
-        temperature   divides logits; 0 takes the most probable level
-        prompt        (n, P) first elements, which are kept
-
-        ValueError for a temperature below 0 and a prompt that does not fit. y is not used.
-        """
-        tokens, P = begun(self, n, prompt, temperature)
-        by_pixel(self, tokens, P, None, temperature)
-        return self.image(tokens)
+    def fill(self, tokens: Tensor, P: int, y: Tensor | None, temperature: float) -> None:
+        """Each pixel computed once."""
+        by_pixel(self, tokens, P, y, temperature)
 
     def step(self, x: Tensor, r: int, c: int, y: Tensor | None, lines: Lines) -> Tensor:
         """What is said of pixel (r, c) of x (n, C, H, W), all before it having been seen: (n, F C, 1, 1)."""
@@ -111,10 +73,6 @@ class PixelCNN(nn.Module):
     def inputs(self, x: Tensor) -> Tensor:
         """Integers (B, C, H, W) as what convolutions take."""
         return self.pixels(x, self.first.weight.dtype)
-
-    def image(self, tokens: Tensor) -> Tensor:
-        """Elements in order as data: (n, T) -> (n, C, H, W)."""
-        return arranged(tokens, self.shape, self.levels)
 
     def _maps(self, x: Tensor, lines: Lines | None = None) -> Tensor:
         """(B, C, H, W) -> (B, F C, H, W)."""

@@ -12,13 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.models.autoregressive import draw
+from zoo.models.decoding import Decoding
 from zoo.models.tokens import arranged, grid, sequence
+from zoo.nn.absolute_position import SinusoidalPosition
 from zoo.nn.attention import Attention
 from zoo.nn.backbone import Backbone
 from zoo.nn.cross import CrossBlock
 from zoo.nn.feedforward import FeedForward
-from zoo.nn.position import SinusoidalPosition
 from zoo.nn.ranks import per_rank
 from zoo.types import PAD, Kind, Unfit, scored
 
@@ -119,6 +119,7 @@ class Seq2Seq(nn.Module):
 
         Where there are no sources y, they are drawn too: every symbol evenly.
         """
+        draw = Decoding(temperature=temperature, top_k=top_k, top_p=top_p)
         if y is None:
             y = torch.randint(self.source_levels, (n, *self.source_shape), device=self.embed.weight.device)
         after = self.reader(y, n)
@@ -129,7 +130,7 @@ class Seq2Seq(nn.Module):
         for i in range(self.length):
             if i > 0:
                 h, state = self.decoder.step(self.embed(tokens[-1]), state, after=after)
-            tokens.append(draw(self.head(h), temperature=temperature, top_k=top_k, top_p=top_p))
+            tokens.append(draw(self.head(h)))
         return arranged(torch.stack(tokens, 1), self.shape, self.levels)
 
     def statistics(self, x: Tensor, y: Tensor | None = None) -> dict[str, Tensor]:

@@ -1,5 +1,12 @@
 """Networks: tensors to tensors."""
 
+from zoo.nn.absolute_position import (
+    ConvPosition,
+    LearnedPosition,
+    MultiplicativePosition,
+    RecurrentPosition,
+    SinusoidalPosition,
+)
 from zoo.nn.adversarial import Hinge, NonSaturating, PatchCritic
 from zoo.nn.attention import Attention
 from zoo.nn.autoencoder import FieldDecoder, FieldEncoder, group_norm
@@ -44,31 +51,15 @@ from zoo.nn.nystrom import Nystrom
 from zoo.nn.paths import CosineBetas, EDMPath, LinearBetas, Straight, VariancePreserving
 from zoo.nn.perceptual import LPIPS, FeatureNet, no_perceptual
 from zoo.nn.performer import Performer
-from zoo.nn.position import (
-    KERPLE,
-    ALiBi,
-    ConvPosition,
-    DeBERTa,
-    LearnedPosition,
-    MultiplicativePosition,
-    NoPosition,
-    Position,
-    RecurrentPosition,
-    Rotary,
-    Rotary2D,
-    Shaw,
-    SinusoidalPosition,
-    T5Bias,
-    TransformerXL,
-    XPos,
-    auto,
-)
+from zoo.nn.position import NoPosition, Position, auto
 from zoo.nn.preprocessing import Logit, Rescale, Whitening
 from zoo.nn.priors import GaussianMixture, StandardNormal, VampPrior
 from zoo.nn.quantizers import Quantizer, VectorQuantizer, rotated, straight_through
+from zoo.nn.relative_position import KERPLE, ALiBi, DeBERTa, Shaw, T5Bias, TransformerXL
 from zoo.nn.residual_vq import ResidualVQ
 from zoo.nn.retention import Retention
 from zoo.nn.rnn import GRU, LSTM
+from zoo.nn.rotary_position import Rotary, Rotary2D, XPos
 from zoo.nn.rwkv import RWKV, RWKVFeedForward
 from zoo.nn.s4 import S4
 from zoo.nn.s4d import S4D

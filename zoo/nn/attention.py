@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from zoo.nn.feedforward import scaled_init
 from zoo.nn.kernels.flex import check_flex, flex, takes_flex
-from zoo.nn.position import NoPosition, Position, Rotary
+from zoo.nn.position import NoPosition, Position
+from zoo.nn.rotary_position import Rotary
 
 SCORED = frozenset({"bias", "scores", "values"})  # where an encoding asks for the positions of keys
 
@@ -60,10 +61,7 @@ class Attention(nn.Module):
     ) -> None:
         super().__init__()
         kv_heads = kv_heads or heads
-        if dim % heads:
-            raise ValueError(
-                f"dim={dim} cannot be split over heads={heads}; try heads={nearest_divisor(dim, heads)}"
-            )
+        check_heads(dim, heads)
         if heads % kv_heads:
             raise ValueError(
                 f"heads={heads} cannot share kv_heads={kv_heads}; "
@@ -218,6 +216,14 @@ def roomier(x: Tensor) -> Tensor:
     room = x.new_empty(*x.shape[:2], max(2 * x.shape[2], 16), x.shape[3])
     room[:, :, : x.shape[2]] = x
     return room
+
+
+def check_heads(dim: int, heads: int) -> None:
+    """Raise ValueError unless the heads divide the width."""
+    if dim % heads:
+        raise ValueError(
+            f"dim={dim} cannot be split over heads={heads}; try heads={nearest_divisor(dim, heads)}"
+        )
 
 
 def nearest_divisor(whole: int, part: int) -> int:

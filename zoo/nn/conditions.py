@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from zoo.nn.attention import Attention
 from zoo.nn.backbone import Backbone
-from zoo.types import scored
+from zoo.types import PAD, scored
 
 
 class Condition(NamedTuple):
@@ -52,6 +52,10 @@ class ClassCondition(nn.Module):
                 f"labels have shape (B,), these have {tuple(y.shape)}; captions ask for condition=caption"
             )
         return Condition(self.embed(torch.where(keep, y.long(), self.classes)))
+
+    def unasked(self, n: int) -> Tensor:
+        """y for n examples of which nothing is asked: labels drawn evenly, (n,)."""
+        return torch.randint(self.classes, (n,), device=self.embed.weight.device)
 
 
 class CaptionCondition(nn.Module):
@@ -98,6 +102,10 @@ class CaptionCondition(nn.Module):
         tokens = self.encoder(self.embed(symbols))  # (B, 1 + L, D)
         share = mask / mask.sum(1, keepdim=True)
         return Condition(self.pool((tokens * share.unsqueeze(-1).type_as(tokens)).sum(1)), tokens, mask)
+
+    def unasked(self, n: int) -> Tensor:
+        """y for n examples of which nothing is asked: empty captions, (n, L)."""
+        return torch.full((n, self.length), PAD, device=self.embed.weight.device)
 
 
 def no_condition() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.nn.attention import nearest_divisor
+from zoo.nn.attention import check_heads
 from zoo.nn.feedforward import FeedForward, scaled_init
 
 Memory = tuple[Tensor, Tensor]
@@ -24,10 +24,7 @@ class CrossAttention(nn.Module):
 
     def __init__(self, dim: int, heads: int = 8, *, bias: bool = True) -> None:
         super().__init__()
-        if dim % heads:
-            raise ValueError(
-                f"dim={dim} cannot be split over heads={heads}; try heads={nearest_divisor(dim, heads)}"
-            )
+        check_heads(dim, heads)
         self.heads = heads
         self.q = nn.Linear(dim, dim, bias=bias)
         self.kv = nn.Linear(dim, 2 * dim, bias=bias)

@@ -11,12 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from zoo.nn.attention import check_heads
 from zoo.nn.causal_conv import CausalConv
 from zoo.nn.chunked import decayed, decays, in_groups, kept, precise
 from zoo.nn.feedforward import scaled_init
 from zoo.nn.hippo import log_uniform
 from zoo.nn.kernels import check_kernel, choose, library
-from zoo.nn.linear_attention import check_heads
 from zoo.nn.mamba import inverse_softplus
 
 

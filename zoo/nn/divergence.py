@@ -3,12 +3,15 @@
 x is (B, *shape) of D elements. log p(x_a) = log p(x_b) + integral of div v from a to b.
 """
 
+import math
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
-Function = Callable[[Tensor, Tensor], Tensor]
+from zoo.nn.runge_kutta import Function, rk45
 
 
 def divergence(
@@ -52,7 +55,7 @@ def transported(
 ) -> tuple[Tensor, Tensor]:
     """x at the last of times, and the integral of div v along its way: (B, *shape), (B,).
 
-    solver  of zoo.nn.solvers: solver(field, x, times). The integral is one element more of what it solves for
+    solver  of zoo.nn.runge_kutta: solver(field, x, times). The integral is one element more of what it solves for
     probes  as `divergence` has them, the same at all times: others at each would make an adaptive solver follow noise
     """
 
@@ -62,3 +65,25 @@ def transported(
 
     state = solver(both, torch.cat([x.flatten(1), x.new_zeros(len(x), 1)], 1), times)
     return state[:, :-1].unflatten(1, x.shape[1:]), state[:, -1]
+
+
+def log_density(
+    field: Function,
+    x: Tensor,
+    source: Any,
+    span: tuple[float, float],
+    *,
+    sigma: float = 1.0,
+    tolerance: float = 1e-5,
+    probes: Tensor | None = None,
+) -> Tensor:
+    """log p(x) in nats, (B,), float64, of real data x (B, *shape) at the first time of `span`, solved by rk45.
+
+    source      has log_prob((B, D)): the law of x / sigma at the last time of `span`
+    tolerance   of rk45, whose error is that of the whole batch
+    probes      as `divergence` has them
+    """
+    times = torch.tensor(span, dtype=torch.float64)
+    x_1, change = transported(partial(rk45, tolerance=tolerance), field, x, times, probes)
+    log_p = source.log_prob((x_1 / sigma).flatten(1)).double() + change.double()
+    return log_p - x[0].numel() * math.log(sigma)

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from zoo.nn.feedforward import scaled_init
 from zoo.nn.gau import Gate, squared_relu
-from zoo.nn.position import NoPosition, Position, Rotary
+from zoo.nn.position import NoPosition, Position
+from zoo.nn.rotary_position import Rotary
 
 
 class MixedState(NamedTuple):

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from zoo.nn.attention import Cache
 from zoo.nn.feedforward import scaled_init
-from zoo.nn.position import NoPosition, Position, Rotary
+from zoo.nn.position import NoPosition, Position
+from zoo.nn.rotary_position import Rotary
 
 
 class GatedAttention(nn.Module):

@@ -1,6 +1,7 @@
 """Integers as numbers in [-1, 1] and back, with their exact constant."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -37,6 +38,17 @@ class Interval:
             return h
         x = ((h + 1) * ((self.levels - 1) / 2)).round().clamp(0, self.levels - 1)
         return whole(x, self.levels)
+
+    def log_prob(
+        self, density: Callable[[Tensor], Tensor], x: Tensor, kind: torch.dtype, *, draws: int = 1
+    ) -> Tensor:
+        """log of the mean of the densities of dequantized x, (B,), as a probability; of real numbers, their density.
+
+        density   (B, *shape) in `kind` -> log p in nats, (B,)
+        draws     of u; of real numbers nothing is drawn
+        """
+        told = [density(self.real(x, kind, dequantize=True)) for _ in range(draws if self.levels else 1)]
+        return torch.stack(told).logsumexp(0) - math.log(len(told)) + self.constant(x[0].numel())
 
     def constant(self, dim: int) -> float:
         """log|det dh/dx| of D elements in nats, D log(2 / (levels - 1)); 0 of real numbers."""

@@ -10,11 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.nn.attention import nearest_divisor
+from zoo.nn.attention import check_heads
 from zoo.nn.chunked import chunked, end, kept, precise, recur
 from zoo.nn.feedforward import scaled_init
 from zoo.nn.kernels import check_kernel, choose, library
-from zoo.nn.position import NoPosition, Position, Rotary
+from zoo.nn.position import NoPosition, Position
+from zoo.nn.rotary_position import Rotary
 
 
 class State(NamedTuple):
@@ -230,12 +231,4 @@ def check_causal(mixer: nn.Module) -> None:
     if not mixer.causal:
         raise ValueError(
             f"{type(mixer).__name__} with causal=False has no state to step from; build it with causal=True"
-        )
-
-
-def check_heads(dim: int, heads: int) -> None:
-    """Raise ValueError unless the heads divide the width."""
-    if dim % heads:
-        raise ValueError(
-            f"dim={dim} cannot be split over heads={heads}; try heads={nearest_divisor(dim, heads)}"
         )

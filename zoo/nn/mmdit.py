@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.nn.attention import nearest_divisor
+from zoo.nn.attention import check_heads
 from zoo.nn.conditions import Condition, words
 from zoo.nn.dit import bare_norm, gelu_tanh, modulated, time_embedding, zero_linear
 from zoo.nn.feedforward import scaled_init
@@ -28,6 +28,7 @@ class MMDiT(nn.Module):
 
     shape       (C, H, W) of an image; others can be given, if patches tile them
     context     width of a condition
+    dim, depth, heads   width of both streams, blocks, heads of the attention
     patch       side P of a patch
 
     Raises Unfit, at any time, for what patches do not tile; ValueError without a condition, for a dim that heads do not
@@ -49,10 +50,7 @@ class MMDiT(nn.Module):
             raise ValueError(
                 "an MMDiT reads words, and this model has no condition; try condition=class, or backbone=dit"
             )
-        if dim % heads:
-            raise ValueError(
-                f"dim={dim} cannot be split over heads={heads}; try heads={nearest_divisor(dim, heads)}"
-            )
+        check_heads(dim, heads)
         check_four(dim)
         self.grid, self.patch = patched(shape, patch), patch
         self.enter = nn.Linear(patch * patch * shape[0], dim)

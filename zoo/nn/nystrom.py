@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.nn.attention import nearest_divisor
+from zoo.nn.attention import check_heads
 from zoo.nn.feedforward import scaled_init
-from zoo.nn.position import NoPosition, Position, Rotary
+from zoo.nn.position import NoPosition, Position
+from zoo.nn.rotary_position import Rotary
 
 
 class Nystrom(nn.Module):
@@ -56,10 +57,7 @@ class Nystrom(nn.Module):
                 "Nystrom mixes tokens of all times in each landmark, so it cannot be causal; take it in a "
                 "bidirectional model, as model=roformer, or a mixer like softmax or window here"
             )
-        if dim % heads:
-            raise ValueError(
-                f"dim={dim} cannot be split over heads={heads}; try heads={nearest_divisor(dim, heads)}"
-            )
+        check_heads(dim, heads)
         if kernel is not None and kernel % 2 == 0:
             raise ValueError(f"kernel={kernel} has no middle, so it would shift; try kernel={kernel + 1}")
         self.heads, self.landmarks, self.iterations = heads, landmarks, iterations

@@ -11,10 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zoo.nn.attention import check_heads
 from zoo.nn.chunked import ByHead, end, in_groups, kept, precise, recur
 from zoo.nn.feedforward import scaled_init
-from zoo.nn.linear_attention import check_causal, check_decay, check_heads, decay
-from zoo.nn.position import NoPosition, Position, Rotary
+from zoo.nn.linear_attention import check_causal, check_decay, decay
+from zoo.nn.position import NoPosition, Position
+from zoo.nn.rotary_position import Rotary
 
 NOTHING = -1e30  # the largest exponent of no keys
 

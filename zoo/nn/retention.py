@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zoo.nn.attention import check_heads
 from zoo.nn.chunked import chunked, end, kept, precise, recur
 from zoo.nn.kernels import check_kernel, choose, library
-from zoo.nn.linear_attention import check_heads
-from zoo.nn.position import turned, unit
+from zoo.nn.rotary_position import turned, unit
 
 
 class State(NamedTuple):

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.nn.attention import Attention, Cache
-from zoo.nn.position import Position, Rotary
+from zoo.nn.position import Position
+from zoo.nn.rotary_position import Rotary
 from zoo.nn.window import SlidingWindow, WindowState
 
 

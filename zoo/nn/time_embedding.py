@@ -61,6 +61,7 @@ def sinusoids(t: Tensor, features: int) -> Tensor:
     """[cos(w t), sin(w t)], w = 1000 * 10000^(-i / (features / 2)), in float32 at least.  (B,) -> (B, features)
 
     Ho et al. 2020 have t = 0 ... 1000; with t in [0, 1] itself all waves but the fastest would be constant.
+    As in Peebles & Xie 2022; Ho et al. have the sines first, and a last w of 1 / 10 exactly.
     """
     i = torch.arange(features // 2, device=t.device, dtype=wide(t))
     angle = t.to(wide(t)).unsqueeze(1) * (1000 * torch.exp(-math.log(10000) * i / (features // 2)))

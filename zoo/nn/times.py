@@ -55,13 +55,21 @@ class LogitNormal(TimeSampler):
 
 
 class LogNormal(TimeSampler):
-    """ln t = mean + scale n, n ~ N(0, 1): Karras et al. 2022, of a path whose time is the noise."""
+    """ln t = mean + scale n, n ~ N(0, 1): Karras et al. 2022, of a path whose time is the noise.
+
+    ValueError where the path ends at 1, on which all times beyond would fall.
+    """
 
     def __init__(self, mean: float = -1.2, scale: float = 1.2, *, stratified: bool = False) -> None:
         super().__init__(stratified=stratified)
         self.mean, self.scale = mean, scale
 
     def quantile(self, u: Tensor, low: float, high: float) -> Tensor:
+        if high <= 1:
+            raise ValueError(
+                f"time_sampler=log_normal is of paths whose time is the noise, as path=edm, and this one ends at {high:g}; "
+                "try logit_normal"
+            )
         return (self.mean + self.scale * normal(u)).exp()
 
 

@@ -9,10 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zoo.nn.attention import check_heads
 from zoo.nn.chunked import chunked, end, kept, precise, recur
 from zoo.nn.feedforward import scaled_init
-from zoo.nn.linear_attention import check_causal, check_heads, elu1
-from zoo.nn.position import NoPosition, Position, Rotary
+from zoo.nn.linear_attention import check_causal, elu1
+from zoo.nn.position import NoPosition, Position
+from zoo.nn.rotary_position import Rotary
 
 
 class Sums(NamedTuple):

@@ -35,7 +35,7 @@ class UNet(nn.Module):
     depth       residual blocks at each size on the way down; there is one more on the way up
     attention   heights H at which each block is followed by attention, besides the smallest; None: half of the image's,
                 which is 16 for CIFAR-10
-    heads       of the attention
+    heads       of the attention, wherever it is; one here, 4 of 64 channels in Tong et al. 2023, with as many weights
     dropout     probability that a feature is dropped in each block while training
     blocks      residual blocks with their attention, for gradient checkpointing
     runs        each alone: what comes between two of them is used elsewhere

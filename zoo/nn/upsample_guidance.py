@@ -4,15 +4,12 @@ m is how much larger a side is, D the mean over m by m pixels, U the repetition 
 shows and divides the noise by m: D[x_t] = alpha D[x_0] + (sigma / m) x_1. The network knows it, from a time with less.
 """
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from zoo.nn.guidance import Ends
 from zoo.nn.paths import Path, spread
-
-Ends = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 def upsampled(ends: Ends, path: Path, m: int, *, weight: float = 1.0, since: float = 0.5) -> Ends:

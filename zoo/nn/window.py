@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from zoo.nn.attention import Attention
 from zoo.nn.kernels.flex import flex
-from zoo.nn.position import Position, Rotary
+from zoo.nn.position import Position
+from zoo.nn.rotary_position import Rotary
 
 
 class WindowState(NamedTuple):
