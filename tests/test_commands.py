@@ -132,9 +132,7 @@ def test_what_is_unwell_is_told_in_words(tmp_path):
     done = train(tmp_path, "model.beta=1000", "trainer.max_steps=20", "optimizer.lr=0.01")
     assert done.code == 0, done.err
     assert "val: active_units=0 of 2: the decoder leaves the latent unused; try" in done.err
-    unused = train(
-        tmp_path, "model=vqvae", "encoder.widths=[4,4]", "quantizer.levels=4096", "model.dim=4"
-    )
+    unused = train(tmp_path, "model=vqvae", "encoder.widths=[4,4]", "quantizer.levels=4096", "model.dim=4")
     assert unused.code == 0, unused.err
     assert "most codes never occur; try fewer levels" in unused.err
 

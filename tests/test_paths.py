@@ -186,6 +186,11 @@ def test_times_follow_their_law(sampler, mean, deviation, read):
     assert 0.2 <= inside.min() <= inside.max() <= 0.4 + 1e-6
 
 
+def test_log_normal_times_are_not_of_a_path_that_ends_at_1():
+    with pytest.raises(ValueError, match="path=edm"):
+        LogNormal()(8, (0.0, 1.0))
+
+
 def test_stratified_times_cover_the_batch_and_vary_less():
     torch.manual_seed(0)
     t = Uniform(stratified=True)(64, (0.0, 1.0))

@@ -67,8 +67,8 @@ class LogNormal(TimeSampler):
     def quantile(self, u: Tensor, low: float, high: float) -> Tensor:
         if high <= 1:
             raise ValueError(
-                f"time_sampler=log_normal is of paths whose time is the noise, as path=edm, and this one ends at {high:g}; "
-                "try logit_normal"
+                "time_sampler=log_normal is of paths whose time is the noise, as path=edm, and this one ends at "
+                f"{high:g}; try logit_normal"
             )
         return (self.mean + self.scale * normal(u)).exp()
 
