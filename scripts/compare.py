@@ -18,7 +18,7 @@ from zoo.runs.gather import Result, read
 from zoo.runs.options import PREFIX
 from zoo.runs.page import page
 from zoo.runs.published import read_published
-from zoo.runs.rows import check, group
+from zoo.runs.rows import check, group, only
 from zoo.runs.table import FACTS, Table, compare
 
 FORMATS: dict[str, Callable[[Table], str]] = {
@@ -47,6 +47,13 @@ def parser() -> argparse.ArgumentParser:
         help="config keys, as position,optimizer.lr, or protocol.<option>; default: a row per config",
     )
     add("--columns", **keys, help="such keys: a column for each of their values")
+    add(
+        "--where",
+        action="append",
+        default=[],
+        metavar="KEY=LABEL",
+        help="only runs of this label, or of several, position=ALiBi,Rotary; as often as wanted",
+    )
     add("--over", type=_names, metavar="KEYS", help="config keys that are averaged over; default: seed")
     add(
         "--metric",
@@ -90,6 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     told.plot = [what if told.x is None or ":" in what else f"{what}:{told.x}" for what in told.plot]
     try:
         results, notes = read(told.folders)
+        results = only(results, told.where)
         if told.plot and told.format != "html":
             return _draw(told, results)
         table = compare(

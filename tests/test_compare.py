@@ -322,6 +322,15 @@ def test_unknown_names_are_refused_with_what_there_is(folder, refusal, tmp_path)
     assert "is no CSV with columns row,metric,value" in refusal("--published", str(tmp_path / "bad.csv"))
 
 
+def test_only_runs_that_are_asked_for_are_shown(grid, table, refusal):
+    text = table("--rows", "position,mixer", "--where", "position=ALiBi", "--where", "mixer=Attention,Mamba")
+    assert text.count("ALiBi") == 2
+    assert "Rotary" not in text
+    assert "no run has position=Alibi; there are: ALiBi, Rotary" in refusal("--where", "position=Alibi")
+    assert "no run has the config key positon; did you mean position?" in refusal("--where", "positon=ALiBi")
+    assert "it takes key=label" in refusal("--where", "position")
+
+
 def test_a_grid_has_a_row_and_a_column_for_each_value(grid, table):
     told = table("--rows", "mixer", "--columns", "position")
     assert told.splitlines()[0].split() == ["mixer", "ALiBi", "Rotary"]

@@ -49,6 +49,35 @@ def test_another_protocol_is_marked_and_not_ranked(folder, table, number, told):
     assert "the best is marked among numbers of one protocol only" in text
 
 
+def test_exact_likelihoods_are_ranked_however_they_are_written(folder, table):
+    folder.run("PixelCNN", 93.0, number={"protocol": {"method": "log_prob", "order": "row, column"}})
+    folder.run(
+        "NADE", 94.0, number={"protocol": {"method": "log_prob", "order": "random, seed 0", "since": 0}}
+    )
+    folder.run("Flow", 95.0)
+    text = table()
+    assert "93.00*" in line(text, "pixelcnn")
+    assert "[a]" not in text
+
+
+def test_what_depends_on_the_order_is_not_ranked(folder, table):
+    told = {"name": "accuracy", "unit": "", "protocol": {"method": "statistics", "order": "row, column"}}
+    folder.run("PixelCNN", 0.9, number=told)
+    folder.run("NADE", 0.8, number=told | {"protocol": {"method": "statistics", "order": "random, seed 0"}})
+    text = table("--metric", "accuracy")
+    assert "[a] order " in text
+    assert "*" not in text
+
+
+def test_a_likelihood_of_a_part_is_not_ranked_beside_that_of_the_whole(folder, table):
+    folder.run("GPT", 93.0, number={"protocol": {"method": "log_prob", "since": 0}})
+    folder.run("NADE", 94.0)
+    folder.run("Mamba", 90.0, number={"protocol": {"method": "log_prob", "since": 32}})
+    text = table()
+    assert "[a] since 32" in text
+    assert "93.00*" in line(text, "gpt")
+
+
 def test_data_of_another_content_are_marked(folder, table):
     folder.run("NICE", 95.0, data={"test": "1" * 64})
     folder.run("VAE", 88.0, data={"test": "2" * 64})

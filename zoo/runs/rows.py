@@ -62,6 +62,25 @@ def label(found: Any) -> str:
     return f"{found:g}" if isinstance(found, float) else str(found)
 
 
+def only(runs: Sequence[Result], conditions: Iterable[str]) -> list[Result]:
+    """The runs that meet all conditions, each `key=label` or, for either of several, `key=label,label`.
+
+    ValueError for what is no condition, an unknown key, and a label that no run has, with those that there are.
+    """
+    kept = list(runs)
+    for condition in conditions:
+        key, equal, wanted = condition.partition("=")
+        if not equal:
+            raise ValueError(f"--where {condition}: it takes key=label, as position=ALiBi,Rotary")
+        check(runs, [key])
+        labels = {label(value(run, key)) for run in runs}
+        if missing := [one for one in wanted.split(",") if one not in labels]:
+            known = ", ".join(sorted(labels, key=_natural))
+            raise ValueError(f"--where {condition}: no run has {key}={missing[0]}; there are: {known}")
+        kept = [run for run in kept if label(value(run, key)) in wanted.split(",")]
+    return kept
+
+
 def group(
     runs: Sequence[Result], keys: Sequence[str] = (), over: Sequence[str] = ("seed",)
 ) -> tuple[list[Row], list[str]]:
