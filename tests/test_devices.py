@@ -143,6 +143,7 @@ def test_a_validation_keeps_the_places_of_one_process(n, world):
         ),
         (["trainer.devices=0"], "trainer.devices=0: a whole number"),
         (["trainer.num_nodes=2"], "torchrun or srun must start"),
+        (["trainer=fsdp", "optimizer=sgd"], "optimizer.fused=false"),
     ],
 )
 def test_what_cannot_be_is_refused_in_a_sentence(words, told):

@@ -49,6 +49,15 @@ def refuse(config: Mapping[str, Any]) -> None:
         raise ValueError(f"trainer.precision={trainer['precision']} needs a GPU; try bf16-mixed or 32-true")
     if config["data_device"] != "cpu" and not torch.cuda.is_available():
         raise ValueError(f"data_device={config['data_device']}: there is no GPU here; try data_device=cpu")
+    optimizer = config["optimizer"]
+    if sharded(config) and optimizer["_target_"].endswith(".SGD") and optimizer.get("fused"):
+        raise ValueError("optimizer.fused=true: torch's fused SGD takes no shards; set optimizer.fused=false")
+
+
+def sharded(config: Mapping[str, Any]) -> bool:
+    """Whether a config trains in shards, trainer=fsdp."""
+    strategy = config["trainer"]["strategy"]
+    return isinstance(strategy, Mapping) and strategy["_target_"].endswith(".Shards")
 
 
 def made(config: Mapping[str, Any], data: Loaders, *, fresh: bool, **stored: Any) -> nn.Module:
@@ -86,7 +95,7 @@ def fit(
     """Train to the last step, from the beginning or from a checkpoint; returns the steps done, and the device."""
     quiet()
     node = dict(config["trainer"])
-    if isinstance(node["strategy"], dict) and node["strategy"]["_target_"].endswith(".Shards"):
+    if sharded(config):
         model = copy.deepcopy(model)  # whole it remains, for what is measured after the training
     elif node["strategy"] == "auto" and devices.started():
         node["strategy"] = DDPStrategy(find_unused_parameters=True)
