@@ -270,6 +270,19 @@ def test_metric_split_and_columns_choose_what_is_shown(folder, table):
     assert "3.250" in both
 
 
+def test_of_single_runs_the_standard_error_is_told_and_of_several_the_deviation(folder, table):
+    folder.run("VAE", 88.0, number={"stderr": 0.25})
+    folder.run("NICE", 95.0)
+    text = table()
+    assert "88.00 ± 0.25" in line(text, "vae")
+    assert "±" not in line(text, "nice")
+    assert "± standard error over the examples of one run" in text
+    folder.run("VAE", 90.0, seed=1, number={"stderr": 0.25})
+    text = table()
+    assert "89.00 ± 1.41 (2)" in line(text, "vae")
+    assert "standard error" not in text
+
+
 def test_csv_has_raw_numbers(folder, table):
     values = [88.0, 90.0, 89.1234567]
     for seed, value in enumerate(values):

@@ -1,8 +1,8 @@
 """A table of comparison as text, Markdown or LaTeX; zoo.runs.raw has it as CSV and JSON, zoo.runs.page as HTML.
 
 ≤ stands before what a lower bound of log p(x) gives, = before what an exact one gives, ≈ before an estimate.
-A number of several runs is mean ± standard deviation (n). Of a grid, each column is called by its keys' values,
-and what it holds is told once.
+A number of several runs is mean ± standard deviation (n); where all are of one run they are ± the standard error over
+its examples. Of a grid, each column is called by its keys' values, and what it holds is told once.
 """
 
 import math
@@ -166,6 +166,8 @@ def _number(cell: Cell | None, column: Column, digits: int, several: bool, style
     told = f"{cell.mean:.{digits}f}"
     if cell.deviation is not None:
         told += f" ± {cell.deviation:.{digits}f}"
+    elif not several and cell.error is not None:
+        told += f" ± {cell.error:.{digits}f}"
     if several:
         told += f" ({cell.n})"
     told = style.bold(style.plain(told)) if cell.best else style.plain(told)

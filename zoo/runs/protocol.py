@@ -27,6 +27,11 @@ class Cell(NamedTuple):
     best: bool = False
     mark: str = ""  # the letter of its footnote
 
+    @property
+    def error(self) -> float | None:
+        """Of one run's number the standard error over its examples, where it has one."""
+        return self.found[0][1].get("stderr") if len(self.found) == 1 else None
+
 
 def protocol(run: Result, number: Mapping[str, Any]) -> dict[str, Any]:
     """All that has to agree before two numbers are ranked."""

@@ -11,7 +11,7 @@ from typing import Any
 from zoo.runs.table import Column, Table
 
 FIELDS = (
-    "number", "unit", "split", "mean", "sd", "n", "best", "mark", "published",
+    "number", "unit", "split", "mean", "sd", "se", "n", "best", "mark", "published",
     "delta", "delta_sd", "p", "pairs", "protocol",
 )  # fmt: skip
 
@@ -64,6 +64,7 @@ def _cell(column: Column, i: int) -> dict[str, Any]:
         "split": column.split,
         "mean": cell.mean if cell else None,
         "sd": cell.deviation if cell else None,
+        "se": cell.error if cell else None,
         "n": cell.n if cell else 0,
         "best": cell.best if cell else None,
         "mark": cell.mark if cell else None,

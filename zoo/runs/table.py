@@ -206,8 +206,11 @@ def _legend(
     told = []
     if letters:
         told.append("the best is marked among numbers of one protocol only")
-    if any(cell and cell.n > 1 for column in numbers for cell in column.cells):
+    found = [cell for column in numbers for cell in column.cells if cell]
+    if any(cell.n > 1 for cell in found):
         told.append(f"mean ± unbiased standard deviation (runs) over {', '.join(over)}")
+    elif any(cell.error is not None for cell in found):
+        told.append("± standard error over the examples of one run")
     if baseline is not None:
         told.append(
             f"Δ is the mean of the differences to {baseline}, paired by {', '.join(over)}; "
