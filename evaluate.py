@@ -5,13 +5,13 @@ from zoo.config import command
 
 @command("evaluate")
 def main(config):
-    from zoo.jobs import compose, evaluate
+    from zoo.jobs import compose, evaluate, measure, samples, tell
 
     asked = compose.plain(config)
     run, stored, model, data, weights = evaluate.opened(asked)
     logs = evaluate.loggers(asked["logger"], run, stored, job_type="eval")
     try:
-        numbers, curves = evaluate.answered(
+        numbers, curves = measure.answered(
             model,
             data,
             asked,
@@ -21,8 +21,8 @@ def main(config):
             places=evaluate.places(asked, run),
         )
         evaluate.add(run, numbers, curves)
-        print(evaluate.told(numbers))
-        path = evaluate.sample(
+        print(tell.told(numbers))
+        path = samples.sample(
             model,
             data,
             run,

@@ -5,7 +5,7 @@ from zoo.config import command
 
 @command("sample")
 def main(config):
-    from zoo.jobs import complete, compose, evaluate, interpolate, invert
+    from zoo.jobs import complete, compose, evaluate, interpolate, invert, samples
 
     asked = compose.plain(config)
     if asked["n"] < 1:
@@ -18,11 +18,11 @@ def main(config):
         print(f"interpolation: {interpolate.interpolate(model, data, run, name, **many)}")
         return
     if asked["caption"] is None:
-        y = evaluate.labels(model, data, asked["y"], asked["n"])
+        y = samples.labels(model, data, asked["y"], asked["n"])
     elif asked["y"] is not None:
         raise ValueError(f"y={asked['y']} and caption= are two conditions; it takes one")
     else:
-        y = evaluate.caption(model, data, asked["caption"], asked["n"])
+        y = samples.caption(model, data, asked["caption"], asked["n"])
     if asked["given"] == invert.GIVEN:
         name = asked["name"] or invert.GIVEN
         many = {"n": asked["n"], "options": options, "y": y, "step": weights["step"]}
@@ -48,8 +48,8 @@ def main(config):
         print(f"completions: {path}")
         return
     if asked["prompt"] is not None:
-        options["prompt"] = evaluate.prompt(data, asked["prompt"], asked["n"])
-    path = evaluate.sample(
+        options["prompt"] = samples.prompt(data, asked["prompt"], asked["n"])
+    path = samples.sample(
         model,
         data,
         run,

@@ -19,7 +19,7 @@ from zoo.data import (
     CoarseCIFAR10,
     CropFlip,
 )
-from zoo.jobs.evaluate import measure
+from zoo.jobs.measure import measure
 from zoo.models import VAE
 
 

@@ -12,7 +12,7 @@ from torch.distributions import Normal
 from zoo import chance
 from zoo.data import Digits
 from zoo.evaluation.likelihood import likelihood
-from zoo.jobs.evaluate import told
+from zoo.jobs.tell import told
 from zoo.models import NICE, VAE, Flow, Glow, RealNVP
 from zoo.nn import (
     LU,

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.data import MQAR, InductionHeads
-from zoo.jobs.evaluate import measure
+from zoo.jobs.measure import measure
 from zoo.models import Autoregressive
 from zoo.nn import Attention
 from zoo.training.loaders import Loaders

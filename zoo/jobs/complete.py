@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from zoo import chance
 from zoo.evaluation.completion import check, completed, sheet
 from zoo.evaluation.samples import write_png
-from zoo.jobs.evaluate import found
+from zoo.jobs.measure import found
 from zoo.runs import Run
 from zoo.training.loaders import Loaders
 

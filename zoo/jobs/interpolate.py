@@ -7,7 +7,7 @@ from torch import nn
 
 from zoo.evaluation.interpolation import check, interpolated, sheet
 from zoo.evaluation.samples import write_png
-from zoo.jobs.evaluate import found
+from zoo.jobs.measure import found
 from zoo.runs import Run
 from zoo.training.loaders import Loaders
 

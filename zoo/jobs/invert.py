@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from zoo.evaluation import options_in_force
 from zoo.evaluation.samples import grid, write_png
-from zoo.jobs.evaluate import found
+from zoo.jobs.measure import found
 from zoo.runs import Run
 from zoo.training.loaders import Loaders
 

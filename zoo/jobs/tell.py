@@ -2,14 +2,13 @@
 
 import resource
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from zoo.jobs import evaluate
 from zoo.runs import Run
 from zoo.training.loaders import Loaders
 
@@ -44,10 +43,29 @@ def banner(
 def tell(run: Run) -> None:
     """The end of a run: its numbers, its samples, what it cost."""
     results = run.results
-    print(evaluate.told(results["numbers"]))
+    print(told(results["numbers"]))
     seconds, memory = results.get("seconds", 0.0), results.get("peak_memory_mb")
     print(f"{results.get('steps', 0):,} steps in {seconds:,.0f} s, peak memory {memory} MB")
     print(f"samples and results: {run.folder}", flush=True)
+
+
+def told(numbers: Sequence[Mapping[str, Any]]) -> str:
+    """Numbers in lines: name, value, standard error, kind, split, and what of the protocol sets it apart."""
+    lines = []
+    for number in numbers:
+        sign = "≤ " if number["kind"] == "lower bound" and number["name"] != "accuracy" else ""
+        error = f" ± {number['stderr']:.2g}" if number.get("stderr") is not None else ""
+        protocol = {k: v for k, v in number["protocol"].items() if k != "method" and v is not None}
+        about = ", ".join(f"{k}={v}" for k, v in protocol.items())
+        if number["value"] is None:
+            lines.append(f"  {number['split']:5} {number['name']:16} –  ({number['reason']})")
+            continue
+        form = ".1e" if 0 < abs(number["value"]) < 5e-5 else ".4f"  # an error of 1e-6 is not 0
+        value = f"{sign}{number['value']:{form}}{error} {number['unit']}".rstrip()
+        lines.append(
+            f"  {number['split']:5} {number['name']:16} {value}  ({number['kind']}{', ' + about if about else ''})"
+        )
+    return "\n".join(lines)
 
 
 def device_name(config: Mapping[str, Any]) -> str:

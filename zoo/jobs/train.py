@@ -12,10 +12,11 @@ from torch import nn
 
 from zoo.config import build
 from zoo.config.build import admit
-from zoo.jobs import budget, evaluate, known, ranks
+from zoo.jobs import budget, evaluate, known, ranks, samples
 from zoo.jobs.data import loaders as make_loaders
 from zoo.jobs.fit import fit, made, refuse, room
 from zoo.jobs.latents import encode_once
+from zoo.jobs.measure import answered
 from zoo.jobs.tell import device_name, peak_memory, tell
 from zoo.loading import adopt, at_home, device_of, load_weights
 from zoo.runs import Run, environment, identity, lock, version
@@ -168,13 +169,13 @@ def measured(
     asked = config["evaluate"]
     weights = load_weights(model, run, asked["weights"])
     model.eval()
-    evaluate.show_steps(model)
-    numbers, curves = evaluate.answered(
+    samples.show_steps(model)
+    numbers, curves = answered(
         model, data, asked, weights, seed=config["seed"], places=evaluate.places(config, run)
     )
     evaluate.add(run, compared(numbers, config.get("experiment")), curves)
     evaluate.show(numbers, loggers, weights["step"])
-    evaluate.sample(
+    samples.sample(
         model,
         data,
         run,
