@@ -5,7 +5,7 @@ from zoo.config import command
 
 @command("sample")
 def main(config):
-    from zoo.jobs import complete, compose, evaluate, interpolate, invert, samples
+    from zoo.jobs import complete, compose, evaluate, interpolate, invert, samples, stages
 
     asked = compose.plain(config)
     if asked["n"] < 1:
@@ -46,6 +46,13 @@ def main(config):
             step=weights["step"],
         )
         print(f"completions: {path}")
+        return
+    if asked["along"] is not None:
+        many = {"n": asked["n"], "columns": asked["along"], "options": options, "y": y}
+        path = stages.stages(
+            model, data, run, asked["name"] or "along", seed=asked["seed"], step=weights["step"], **many
+        )
+        print(f"along the path: {path}")
         return
     if asked["prompt"] is not None:
         options["prompt"] = samples.prompt(data, asked["prompt"], asked["n"])

@@ -239,6 +239,10 @@ def test_one_command_trains_it_over_any_first_stage(name, words, stages, tmp_pat
     words += ["sample.guidance=2.0"] if name == "vqgan" else []
     done = commands.run("evaluate", f"run={run}", *words)
     assert done.code == 0, done.err
+    if name == "vae":
+        done = commands.run("scripts/sample", f"run={run}", "along=3", "n=2", "sample.steps=2")
+        assert done.code == 0, done.err
+        assert (run / "samples" / "along.png").exists()
     numbers = json.loads((run / "results.json").read_text())["numbers"]
     (told,) = (number for number in numbers if number["name"] == "fid_zoo")
     assert math.isfinite(told["value"])

@@ -2,15 +2,19 @@
 
 import itertools
 import json
+from functools import partial
 
 import commands
 import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
+from PIL import Image
 
 import zoo
 from zoo.evaluation.points import w2_squared
+from zoo.models import Diffusion
+from zoo.nn import EDMPath, TimeMLP
 from zoo.nn.solvers import solve
 from zoo.runs import Run
 
@@ -141,9 +145,34 @@ def test_images_are_sent_to_their_noise_and_back(tmp_path):
     told = run.results["samples"]["inversion.png"]
     assert told["options"] == {"steps": 5, "guidance": 1.0}
     assert f"{told['error']:.3f} levels" in done.out
+    for solver, stages in (("heun", 4), ("dpm_solver", 6)):
+        words = (f"sample.solver={solver}", "sample.steps=5", f"name={solver}", "n=3")
+        done = commands.run("scripts/sample", f"run={run.folder}", f"along={stages}", *words)
+        assert done.code == 0, done.err
+        width, height = Image.open(run.samples / f"{solver}.png").size
+        assert width / height == pytest.approx((stages * 10 + 2) / (3 * 10 + 2), rel=0.01)
+    assert run.results["samples"]["heun.png"]["along"] == 4
+    done = commands.run("scripts/sample", f"run={run.folder}", "along=8", "sample.steps=5", "n=2")
+    assert done.code == 1
+    assert "told of 6 stages; take sample.steps=7 or more" in done.err
+
+
+def test_the_stages_of_a_sample_begin_with_its_noise_and_end_with_it(monkeypatch):
+    model = Diffusion(shape=(1, 4, 4), levels=17, backbone=partial(TimeMLP, width=8), path=EDMPath())
+    seen = []
+    model.watch = lambda i, t, x: seen.append(model.shown(x, t))
+    x = model.sample(3, solver="heun", steps=4)
+    assert len(seen) == 5
+    assert torch.equal(seen[-1], x)
+    assert seen[0].dtype == x.dtype
+    noise = seen[0].double() / 16 * 2 - 1
+    assert 0.5 < noise.std() < 1.0, "EDM's noise of deviation 80 is shown as one of deviation 1, clipped"
 
 
 def test_a_model_without_noise_inverts_nothing(finished):
     done = commands.run("scripts/sample", f"run={finished}", "given=inversion")
     assert done.code == 1
     assert "VAE has no noise that gives an image" in done.err
+    done = commands.run("scripts/sample", f"run={finished}", "along=3")
+    assert done.code == 1
+    assert "VAE has no way to its samples" in done.err

@@ -78,6 +78,7 @@ class Sample:
     caption: str | None = None
     prompt: str | None = None
     interpolate: int | None = None
+    along: int | None = None
     seed: int = 0
     name: str | None = None
     data_dir: str = "data"

@@ -230,6 +230,11 @@ class Diffusion(ProbabilityFlow):
         x = self.sigma * self.noise(n)
         return straightness(self.field(self.asked(n, y)), x, times)
 
+    def shown(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """A stage of a sampling as data, (n, *shape); what is louder than data, as EDM's noise, is made as loud."""
+        alpha, sigma = self.path.coefficients(t.double().cpu())
+        return self.interval.data(x_t / torch.hypot(alpha, sigma).clamp(min=1).to(x_t))
+
     def told(self, x_t: Tensor, t: Tensor, c: Condition | None) -> Tensor:
         """What the network tells of x_t at t (B,), (B, *shape), in float32 at least."""
         kind = next(self.backbone.parameters()).dtype

@@ -133,10 +133,17 @@ class Latent(nn.Module):
 
         @wraps(draw)
         def sample(n: int, y: Tensor | None = None, **options: Any) -> Tensor:
-            z = draw(n, y, **options)
-            return self.codec.decode(z if self.codec.latent.levels else z * self.scale + self.shift)
+            return self.decoded(draw(n, y, **options))
 
         return sample
+
+    def decoded(self, z: Tensor) -> Tensor:
+        """The data of a latent of the prior, (n, *shape)."""
+        return self.codec.decode(z if self.codec.latent.levels else z * self.scale + self.shift)
+
+    def shown(self, z_t: Tensor, t: Tensor) -> Tensor:
+        """A stage of a diffusion prior's sampling, decoded, (n, *shape)."""
+        return self.decoded(self.prior.shown(z_t, t))
 
     @torch.no_grad()
     def codes(self, x: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from zoo.types import Space
 class Unquantized(nn.Module):
     """A VQ-VAE or a VQGAN whose quantizer belongs to the decoder: encode ends before it, decode begins with it.
 
-    ValueError for a codec without such vectors (`field`, `picture`, `vectors`).
+    ValueError for a codec without such vectors (`unquantized`, `picture`, `vectors`).
     """
 
     def __init__(self, codec: nn.Module) -> None:
@@ -37,7 +37,7 @@ class Unquantized(nn.Module):
 
     def encode(self, x: Tensor) -> Tensor:
         """The vectors before they are quantized: (B, C, H, W) -> (B, D, H', W')."""
-        return self.codec.field(x)
+        return self.codec.unquantized(x)
 
     @torch.no_grad()
     def decode(self, z: Tensor) -> Tensor:

@@ -135,9 +135,9 @@ class VQGAN(nn.Module):
         """The image of codes, or of the KL autoencoder's vectors: -> (B, C, H, W), integers."""
         return self.autoencoder.decode(z)
 
-    def field(self, x: Tensor) -> Tensor:
+    def unquantized(self, x: Tensor) -> Tensor:
         """The vectors that are quantized: (B, C, H, W) -> (B, D, H', W')."""
-        return self.autoencoder.field(x)
+        return self.autoencoder.unquantized(x)
 
     def picture(self, z: Tensor) -> Tensor:
         """The image of vectors, which are quantized first: (B, D, H', W') -> (B, C, H, W), integers."""

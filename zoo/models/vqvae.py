@@ -101,7 +101,7 @@ class VQVAE(nn.Module):
         return self.distortion.mode(self.decoded(z))
 
     @torch.no_grad()
-    def field(self, x: Tensor) -> Tensor:
+    def unquantized(self, x: Tensor) -> Tensor:
         """The vectors that are quantized: (B, C, H, W) -> (B, D, H', W')."""
         return self.encoder(self.scaled(x))
 
