@@ -9,7 +9,7 @@ from torch import nn
 
 from zoo.config import build
 from zoo.config.catalogue import options
-from zoo.nn.backbone import kind
+from zoo.nn.fitting import kind
 
 MIXERS = options("mixer")
 POSITIONS = [name for name in options("position") if name != "auto"]

@@ -10,10 +10,11 @@ from zoo.nn.absolute_position import (
 from zoo.nn.adversarial import Hinge, NonSaturating, PatchCritic
 from zoo.nn.attention import Attention
 from zoo.nn.autoencoder import FieldDecoder, FieldEncoder, group_norm
-from zoo.nn.backbone import Backbone, Block
+from zoo.nn.backbone import Backbone
 from zoo.nn.bases import ByClass, Gaussian, Logistic
 from zoo.nn.bidirectional import Bidirectional
 from zoo.nn.bijections import Chain, Flatten, Split, Squeeze
+from zoo.nn.block import Block
 from zoo.nn.bounds import DoublyReparameterized, ImportanceWeighted
 from zoo.nn.checkpointing import checkpoint_blocks
 from zoo.nn.codebook import Codebook, EMACodebook, LinearCodebook

@@ -4,7 +4,6 @@ x (B, T, D); x_t (B, D) is one token. A factory is called with what only its cal
 causal=...)`.
 """
 
-import inspect
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -16,10 +15,11 @@ from torch import Tensor, nn
 
 from zoo.nn.attention import Attention
 from zoo.nn.bidirectional import Bidirectional
+from zoo.nn.block import Block
 from zoo.nn.feedforward import FeedForward
-from zoo.nn.position import NoPosition, Position, encodings, fits
+from zoo.nn.fitting import Factory, check_fit, kind, offered, open_to, own_position, shared_heads
+from zoo.nn.position import NoPosition
 
-Factory = Callable[..., Any]
 After = Callable[[int, Tensor], Tensor]
 
 
@@ -168,88 +168,6 @@ class Backbone(nn.Module):
         return self.dropout(x) if layer == 0 else x
 
 
-class Block(nn.Module):
-    """Mix tokens, then channels, each on a normalised copy added back.  (B, T, D) -> (B, T, D)
-
-    x = x + mixer(norm(x));  x = x + mlp(norm(x)): the pre-norm order of Radford et al. 2019. norm_first=False:
-    x = norm(x + mixer(x));  x = norm(x + mlp(x)). mlp None leaves the second out.
-    """
-
-    def __init__(
-        self,
-        dim: int,
-        mixer: Factory,
-        *,
-        mlp: Factory | None,
-        norm: Factory = nn.LayerNorm,
-        norm_first: bool = True,
-        dropout: float = 0.0,
-    ) -> None:
-        super().__init__()
-        self.norm_first = norm_first
-        self.mixer_norm = norm(dim)
-        self.mixer = mixer(dim)
-        self.mlp_norm: Any = None if mlp is None else norm(dim)
-        self.mlp: Any = None if mlp is None else mlp(dim)
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.feed(self.add(x, self.mixer(self.enter(x, self.mixer_norm)), self.mixer_norm))
-
-    def prefill(self, x: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Any]:
-        if not hasattr(self.mixer, "step"):
-            raise ValueError(
-                f"{type(self.mixer).__name__} has no step, so its network cannot go on token by token; "
-                "take a recurrent mixer or causal attention to sample"
-            )
-        mixed, state = self.mixer.prefill(self.enter(x, self.mixer_norm), lengths)
-        x = self.add(x, mixed, self.mixer_norm)
-        if not hasattr(self.mlp, "step"):
-            return self.feed(x), (state, None)
-        fed, last = self.mlp.prefill(self.enter(x, self.mlp_norm), lengths)
-        return self.add(x, fed, self.mlp_norm), (state, last)
-
-    def step(self, x_t: Tensor, state: Any) -> tuple[Tensor, Any]:
-        state, last = state
-        mixed, state = self.mixer.step(self.enter(x_t, self.mixer_norm), state)
-        x_t = self.add(x_t, mixed, self.mixer_norm)
-        if not hasattr(self.mlp, "step"):
-            return self.feed(x_t), (state, None)
-        fed, last = self.mlp.step(self.enter(x_t, self.mlp_norm), last)
-        return self.add(x_t, fed, self.mlp_norm), (state, last)
-
-    def feed(self, x: Tensor) -> Tensor:
-        if self.mlp is None:
-            return x
-        return self.add(x, self.mlp(self.enter(x, self.mlp_norm)), self.mlp_norm)
-
-    def enter(self, x: Tensor, norm: nn.Module) -> Tensor:
-        """What a branch sees."""
-        return norm(x) if self.norm_first else x
-
-    def add(self, x: Tensor, branch: Tensor, norm: nn.Module) -> Tensor:
-        """What comes after it."""
-        x = x + (self.dropout(branch) if self.training else branch)
-        return x if self.norm_first else norm(x)
-
-
-def kind(factory: Factory) -> Any:
-    """The class, or function, that a factory calls in the end."""
-    return factory.func if isinstance(factory, partial) else factory
-
-
-def offered(factory: Factory, **arguments: Any) -> dict[str, Any]:
-    """Those of the arguments that a factory has by name."""
-    names = inspect.signature(factory).parameters
-    return {name: value for name, value in arguments.items() if name in names}
-
-
-def open_to(factory: Factory, **arguments: Any) -> dict[str, Any]:
-    """Those of the arguments that a factory has by name and still leaves at None."""
-    names = inspect.signature(factory).parameters
-    return {name: arguments[name] for name in offered(factory, **arguments) if names[name].default is None}
-
-
 def recent(x: Tensor, lengths: Tensor | None, reach: int) -> Tensor:
     """The last inputs of each example, with zeros before its first.  (B, T, D) -> (B, reach, D)"""
     x = F.pad(x, (0, 0, reach, 0))
@@ -257,42 +175,3 @@ def recent(x: Tensor, lengths: Tensor | None, reach: int) -> Tensor:
         return x[:, x.shape[1] - reach :]
     last = lengths[:, None] + torch.arange(reach, device=x.device)
     return x.gather(1, last.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
-
-
-def own_position(mixers: Sequence[Factory]) -> type[Position]:
-    """The encoding that the mixers' classes name: of a hybrid, the first that is one."""
-    own = [getattr(kind(mixer), "own", NoPosition) for mixer in mixers]
-    return next((position for position in own if position is not NoPosition), NoPosition)
-
-
-def check_fit(position: Factory, mixers: Sequence[Factory], causal: bool) -> list[Factory]:
-    """The mixers that can do what an encoding asks.
-
-    Raises ValueError if there is none, and names the encodings that do fit.
-    """
-    able = [mixer for mixer in mixers if fits(kind(position), kind(mixer), causal)]
-    if not able:
-        names = " and ".join(dict.fromkeys(kind(mixer).__name__ for mixer in mixers))
-        good = [p.__name__ for p in encodings() if any(fits(p, kind(m), causal) for m in mixers)]
-        error = ValueError(
-            f"position={kind(position).__name__} does not work with "
-            f"{'causal' if causal else 'bidirectional'} {names}; "
-            f"it takes {', '.join(good) or 'no encoding that is known'}"
-        )
-        error.instead = good  # what a command line may tell by the names that it knows
-        raise error
-    return able
-
-
-def shared_heads(mixers: Sequence[Factory]) -> int:
-    """How many heads the mixers have, 1 if they have none.
-
-    Raises ValueError if they differ: one encoding serves them all.
-    """
-    parameters = [inspect.signature(mixer).parameters for mixer in mixers]
-    heads = {p["heads"].default for p in parameters if "heads" in p}
-    if len(heads) > 1:
-        raise ValueError(
-            f"mixers with heads={sorted(heads)} cannot share one position encoding; give all the same"
-        )
-    return heads.pop() if heads else 1

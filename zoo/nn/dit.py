@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.nn.attention import Attention
-from zoo.nn.backbone import Backbone, Block
+from zoo.nn.backbone import Backbone
+from zoo.nn.block import Block
 from zoo.nn.conditions import Condition
 from zoo.nn.feedforward import FeedForward
 from zoo.nn.grid_position import Sinusoidal2D
