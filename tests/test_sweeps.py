@@ -335,3 +335,24 @@ def test_a_grid_can_be_seen_before_anything_is_done(tmp_path):
     alone = run("train", *TINY, *VAE, *FAST, f"runs={tmp_path}", "dry_run=true", "seed=5")
     assert alone.code == 0
     assert "new" in alone.out
+
+
+def test_only_a_dataset_s_own_folder_is_its_data(tmp_path, monkeypatch):
+    """An empty text is the working folder's path too: all files there were looked at, and a dead link ended it."""
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "gone").symlink_to(tmp_path / "nowhere")
+    monkeypatch.chdir(tmp_path)
+    source = {"_target_": "zoo.data.Text", "root": "data", "corpus": {"pattern": "", "name": "notes"}}
+    config = {"dataset": {"source": source}}
+
+    def memory():
+        known.seen.cache_clear()
+        return known.memory(config)
+
+    before = memory()
+    (tmp_path / "notes").write_text("of no concern")
+    (tmp_path / "dead").symlink_to(tmp_path / "nowhere")
+    assert memory() == before
+    (data / "text").write_text("of the data")
+    assert memory() != before

@@ -76,29 +76,32 @@ def memory(config: Mapping[str, Any]) -> Path | None:
 
 
 def paths(node: Any) -> Iterator[Path]:
-    """Every text in a config that is the path of something."""
+    """What a dataset's config calls `root`, as all paths are called, where it is there."""
     if isinstance(node, Mapping):
-        for value in node.values():
-            yield from paths(value)
+        for key, value in node.items():
+            if key == "root" and isinstance(value, str):
+                if (path := Path(value).expanduser()).exists():
+                    yield path
+            else:
+                yield from paths(value)
     elif isinstance(node, list):
         for value in node:
             yield from paths(value)
-    elif isinstance(node, str) and len(node) < 1000 and (path := Path(node).expanduser()).exists():
-        yield path
 
 
 @functools.cache
 def seen(path: Path) -> list[tuple[str, int, int]]:
     """Name, size and time of a file, or of each file below a folder; Python's own caches do not count.
 
-    Looked up once for all jobs of a sweep.
+    Looked up once for all jobs of a sweep. Links to nowhere are no files.
     """
     if path.is_file():
         return [stamp(path)]
     found = []
     for folder, inner, names in os.walk(path):
         inner[:] = sorted(name for name in inner if name != "__pycache__")
-        found += [stamp(Path(folder, name)) for name in sorted(names)]
+        there = (Path(folder, name) for name in sorted(names))
+        found += [stamp(file) for file in there if file.exists()]
     return found
 
 
