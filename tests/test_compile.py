@@ -41,11 +41,11 @@ def newest(folder):
     return files.load(files.newest(folder / "checkpoints")[0])
 
 
-def assert_same_training(one, two):
+def assert_same_training(one, two, rtol=1e-6, atol=1e-9):
     """Weights, averages, buffers and moments, by the same names."""
     a, b = newest(one), newest(two)
     for part in ("state_dict", "raw", "optimizer_states"):
-        torch.testing.assert_close(b.get(part), a.get(part), rtol=1e-6, atol=1e-9)
+        torch.testing.assert_close(b.get(part), a.get(part), rtol=rtol, atol=atol)
 
 
 @pytest.mark.parametrize("name", ["vae", "transformer", "codebook"])
@@ -88,14 +88,20 @@ def test_a_compiled_run_goes_on_exactly_and_is_the_start_of_one_that_is_not(tmp_
 
 
 @pytest.mark.slow  # real processes: autograd does not compile in a fork
-@pytest.mark.parametrize(("name", "trainer"), [("temperature", "ddp"), ("vae", "fsdp")])
-def test_several_devices_compile_what_one_compiles(tmp_path, name, trainer):
+@pytest.mark.parametrize(
+    ("name", "trainer", "precision", "near"),
+    [
+        ("temperature", "ddp", "64-true", {}),
+        ("vae", "fsdp", "32-true", {"rtol": 1e-3, "atol": 1e-5}),  # Lightning's shards know no float64
+    ],
+)
+def test_several_devices_compile_what_one_compiles(tmp_path, name, trainer, precision, near):
     """With the noise of the whole batch, and between the calls that gather shards."""
-    words = (*MODELS[name], *COMPILE, "trainer.precision=64-true")
+    words = (*MODELS[name], *COMPILE, f"trainer.precision={precision}")
     for folder, more in (("one", ()), ("two", (*PAIR, f"trainer={trainer}"))):
         done = train(tmp_path / folder, *words, *more)
         assert done.code == 0, done.err
-    assert_same_training(only(tmp_path / "one"), only(tmp_path / "two"))
+    assert_same_training(only(tmp_path / "one"), only(tmp_path / "two"), **near)
 
 
 def small(*words):
