@@ -131,7 +131,15 @@ def test_rows_are_means_and_unbiased_deviations_over_seeds(folder, table):
 
 
 @pytest.mark.parametrize(
-    ("name", "best"), [("nats", "VAE"), ("perplexity", "VAE"), ("accuracy", "NICE"), ("fid", "VAE")]
+    ("name", "best"),
+    [
+        ("nats", "VAE"),
+        ("perplexity", "VAE"),
+        ("accuracy", "NICE"),
+        ("fid", "VAE"),
+        ("codebook_use", "NICE"),
+        ("codebook_perplexity", "NICE"),
+    ],
 )
 def test_the_best_is_best_in_the_right_direction(folder, table, name, best):
     folder.run("VAE", 0.25, number={"name": name, "unit": ""})

@@ -171,7 +171,7 @@ def _number(cell: Cell | None, column: Column, digits: int, several: bool, style
     if several:
         told += f" ({cell.n})"
     told = style.bold(style.plain(told)) if cell.best else style.plain(told)
-    likelihood = any(word in column.name for word in LIKELIHOODS)
+    likelihood = any(word in column.name for word in LIKELIHOODS) and "codebook" not in column.name
     sign = SIGNS.get(str(cell.protocol["kind"]), "") if likelihood else ""
     sign = "≥" if sign == "≤" and higher(column.name) else sign
     return (f"{style.plain(sign)} " if sign else "") + told + (style.letter(cell.mark) if cell.mark else "")

@@ -19,7 +19,7 @@ from zoo.runs.rows import Grid, Row, arranged, check, label, value
 
 FACTS = {"steps": "steps", "parameters": "parameters", "seconds": "time", "flops": "operations"}
 HIGHER = (
-    "accuracy", "psnr", "ssim", "inception", "precision", "recall", "log_prob", "per_second", "active", "usage",
+    "accuracy", "psnr", "ssim", "inception", "precision", "recall", "log_prob", "per_second", "active", "codebook",
 )  # fmt: skip
 
 
