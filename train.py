@@ -27,7 +27,7 @@ def main(config):
     if whole["experiment"] and (other := compose.changed(words)):
         whole["experiment"]["changed"] = other  # what the paper found does not stand beside it
     if config.resume is None:
-        return train(whole, compose.name_of(whole), wait=wait)
+        return train(whole, compose.name_of(whole), choices=compose.choices(), wait=wait)
     stored, folder = compose.resumed(whole, words)
     return train(stored, folder.name, folder=folder, allow=(), wait=wait)
 

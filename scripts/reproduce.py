@@ -36,7 +36,7 @@ def main(config):
     ]
     if changed := changes(compose.plain(composed("train", overrides=words)), whole):
         said["changed"] = changed  # no number of it stands beside the paper's
-    run = train(whole, compose.name_of(whole))
+    run = train(whole, compose.name_of(whole), choices=compose.choices())
     found = verdicts(said, run.results["numbers"])
     for verdict, metric, told in found:
         print(f"{verdict}: {metric} {told}")

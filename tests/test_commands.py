@@ -49,6 +49,9 @@ def test_a_training_leaves_a_finished_run_with_all_that_belongs_to_it(finished):
     assert told["parameters"] > 1000
     assert told["seconds"] > 0
     assert set(told["data"]) == {"train", "val", "test"}
+    chosen = {"model": "vae", "dataset": "digits", "prior": "normal", "trainer": "cpu"}
+    assert told["choices"].items() >= chosen.items()
+    assert not any("hydra" in key or "@" in key for key in told["choices"])
     number = told["numbers"][0]
     assert (number["name"], number["split"], number["kind"], number["count"]) == (
         "nats",
@@ -313,7 +316,9 @@ def test_a_sweep_makes_a_run_of_each_and_again_none(tmp_path):
     assert done.code == 0, done.err
     folders = list(tmp_path.glob("*/identity.json"))
     assert len(folders) == 4
-    made = {(results(path.parent)["name"], results(path.parent)["config"]["seed"]) for path in folders}
+    found = [results(path.parent) for path in folders]
+    assert sorted(told["choices"]["model"] for told in found) == ["transformer"] * 2 + ["vae"] * 2
+    made = {(told["name"], told["config"]["seed"]) for told in found}
     assert made == {
         ("vae-digits", 0),
         ("vae-digits", 1),

@@ -163,6 +163,21 @@ def test_rows_are_named_by_config_keys_and_blocks_by_their_class(folder, table):
     ]
 
 
+def test_blocks_are_called_by_the_words_that_chose_them(folder, table):
+    for word, levels in (("vq", 1024), ("ema", 1024), ("ema", 64)):
+        block = {"_target_": "zoo.nn.VectorQuantizer", "mean": word == "ema", "levels": levels}
+        folder.run(
+            "VQVAE", levels, config={"quantizer": block}, choices={"quantizer": word, "seed": "no block"}
+        )
+    text = table("--rows", "quantizer")
+    assert [line.split("  ")[0] for line in text.splitlines()[2:5]] == [
+        "ema quantizer.levels=1024",
+        "ema quantizer.levels=64",
+        "vq",
+    ]
+    assert "1024.0" in line(table("--rows", "quantizer", "--where", "quantizer=vq"), "vq")
+
+
 def test_by_default_a_row_never_averages_different_configs(folder, table):
     folder.run("VAE", 88.0, config={"optimizer": {"lr": 0.1}})
     folder.run("VAE", 90.0, config={"optimizer": {"lr": 0.2}})

@@ -51,6 +51,20 @@ def name_of(config: Mapping[str, Any] | DictConfig, choices: Mapping[str, str] |
     return config["name"] or f"{choices['model']}-{choices['dataset']}"
 
 
+def choices() -> dict[str, str]:
+    """The words that chose the blocks of the config of this command, by the blocks' keys: {"mixer": "softmax"}."""
+    from hydra.core.hydra_config import HydraConfig
+
+    told = {}
+    for group, word in HydraConfig.get().runtime.choices.items():
+        name, _, place = group.partition("@")
+        if isinstance(word, str) and not name.startswith(
+            "hydra"
+        ):  # what lies in another block has no key of its own
+            told[place.removeprefix("_global_.") if place.startswith("_global_.") else name] = word
+    return told
+
+
 def resumed(config: dict[str, Any], overrides: list[str]) -> tuple[dict[str, Any], Path]:
     """The stored config of the run `resume`, with those words of the command line that leave the experiment alone.
 

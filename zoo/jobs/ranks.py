@@ -39,7 +39,14 @@ STOPPED = (
 )  # exit codes of a training that was told to stop, and saved
 
 
-def start(config: dict[str, Any], name: str, run: Run, whole: str, stored: Mapping[str, Any]) -> Run:
+def start(
+    config: dict[str, Any],
+    name: str,
+    run: Run,
+    whole: str,
+    stored: Mapping[str, Any],
+    choices: Mapping[str, str] | None = None,
+) -> Run:
     """Train one run by as many processes as the config has devices; returns it when all have ended.
 
     SIGTERM and SIGINT are handed on to all, and so the training saves and stops: SystemExit(128 + signal). Where
@@ -49,7 +56,7 @@ def start(config: dict[str, Any], name: str, run: Run, whole: str, stored: Mappi
     with tempfile.TemporaryDirectory() as reports:
         order = {
             "config": config, "name": name, "folder": str(run.folder), "identity": whole, "stored": dict(stored),
-            "reports": reports,
+            "choices": choices, "reports": reports,
         }  # fmt: skip
         # the meeting place is here: in a rank that froze it would keep the others waiting
         store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
@@ -186,7 +193,7 @@ def obey(order: Mapping[str, Any]) -> None:
         else:
             from zoo.jobs.train import trained
 
-            trained(config, order["name"], run, order["identity"], data, stored)
+            trained(config, order["name"], run, order["identity"], data, stored, order["choices"])
     except KeyboardInterrupt:
         raise SystemExit(128 + signal.SIGINT) from None
     except Exception as error:

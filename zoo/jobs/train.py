@@ -32,6 +32,7 @@ def train(
     *,
     folder: Path | None = None,
     allow: Sequence[str] | None = None,
+    choices: Mapping[str, str] | None = None,
     wait: bool = True,
 ) -> Run:
     """Train, evaluate and write down one run; returns it.
@@ -40,6 +41,7 @@ def train(
     name     of the run's folder, before the identity's digits
     folder   of the run, where it is known (resume); else it follows from the identity
     allow    packages that the config may name where it was stored by a run; None: the user's own config
+    choices  the words that chose the config's blocks, by which tables call them
     wait     for another process that trains the same run; else zoo.runs.lock.Busy is raised
     A finished run is told and not repeated, an unfinished one goes on. Raises ValueError for what cannot be trained.
     """
@@ -62,11 +64,17 @@ def train(
         return ranks.follow(config, run, data, stored)
     with lock.held(run.folder.parent, whole, wait=wait):
         run, _ = identified(config, name, folder, data)  # again: another process may have made it meanwhile
-        return trained(config, name, run, whole, data, stored)
+        return trained(config, name, run, whole, data, stored, choices)
 
 
 def trained(
-    config: dict[str, Any], name: str, run: Run, whole: str, data: Loaders, stored: Mapping[str, Any]
+    config: dict[str, Any],
+    name: str,
+    run: Run,
+    whole: str,
+    data: Loaders,
+    stored: Mapping[str, Any],
+    choices: Mapping[str, str] | None = None,
 ) -> Run:
     """Do what is missing of a run that no other process trains now."""
     if run.finished and config["rerun"]:
@@ -74,7 +82,7 @@ def trained(
     if run.finished:
         return finished(run, config, data, stored)
     if devices.count(config) > 1 and not devices.started():
-        return ranks.start(config, name, run, whole, stored)
+        return ranks.start(config, name, run, whole, stored, choices)
     latest = started(run, config, whole)
     devices.join(config)
     model = made(at_home(config, run), data, fresh=latest is None, **stored)
@@ -90,6 +98,7 @@ def trained(
         "parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "data": dict(data.fingerprints),
         "config": config,
+        "choices": dict(choices or run.results.get("choices") or {}),
         "numbers": [],
         "seconds": before,
     }

@@ -22,7 +22,7 @@ from zoo.runs.figure import (
 from zoo.runs.gather import Result
 from zoo.runs.lengths import by_length, by_state
 from zoo.runs.options import PREFIX, curves
-from zoo.runs.rows import MISSING, Row, check, group, label, value
+from zoo.runs.rows import MISSING, Row, called, check, group, label, value
 
 # what a run cost, and how its axis is called; beside these: state, length, a config key, protocol.<option>
 COSTS: dict[str, tuple[str, Callable[[Result], float | None]]] = {
@@ -136,7 +136,7 @@ def _by_key(
         at: dict[Any, list[Result]] = {}
         for run in row.runs:
             if (x := value(run, key)) is not MISSING:
-                at.setdefault(x if scaled else label(x), []).append(run)
+                at.setdefault(x if scaled else called(run, key), []).append(run)
         points = []
         for x in sorted(at):
             numbers = [found for run in at[x] if (found := number_of(run, metric, splits))]

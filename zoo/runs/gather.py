@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +25,7 @@ class Result(NamedTuple):
     seconds: float | None
     parameters: int | None
     flops: float | None = None  # of the whole training, where they were counted
+    choices: Mapping[str, str] = {}  # the words that chose the config's blocks
 
 
 Found = tuple[Result, dict[str, Any]]  # a run and a number of it
@@ -121,6 +122,7 @@ def _read(folder: Path) -> Result:
         seconds=found.get("seconds"),
         parameters=found.get("parameters"),
         flops=_number(found.get("train_flops", config.get("train_flops"))),
+        choices=dict(found.get("choices") or {}),
     )
 
 

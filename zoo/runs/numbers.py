@@ -9,7 +9,7 @@ from typing import Any
 
 from zoo.runs.gather import Found, Result
 from zoo.runs.protocol import Cell, protocol, same
-from zoo.runs.rows import Row, label, value
+from zoo.runs.rows import Row, called
 
 
 def check_numbers(results: Sequence[Result], metrics: Sequence[str], splits: Sequence[str]) -> None:
@@ -116,4 +116,4 @@ def _mean(kept: Sequence[tuple[Result, dict[str, Any], dict[str, Any]]], over: S
 
 def place(run: Result, over: Sequence[str]) -> str:
     """What a run is among those it is averaged with: its seed, or all of `over`."""
-    return ", ".join(f"{key}={label(value(run, key))}" for key in over)
+    return ", ".join(f"{key}={called(run, key)}" for key in over)

@@ -73,12 +73,19 @@ def only(runs: Sequence[Result], conditions: Iterable[str]) -> list[Result]:
         if not equal:
             raise ValueError(f"--where {condition}: it takes key=label, as position=ALiBi,Rotary")
         check(runs, [key])
-        labels = {label(value(run, key)) for run in runs}
+        labels = {called(run, key) for run in runs}
         if missing := [one for one in wanted.split(",") if one not in labels]:
             known = ", ".join(sorted(labels, key=_natural))
             raise ValueError(f"--where {condition}: no run has {key}={missing[0]}; there are: {known}")
-        kept = [run for run in kept if label(value(run, key)) in wanted.split(",")]
+        kept = [run for run in kept if called(run, key) in wanted.split(",")]
     return kept
+
+
+def called(run: Result, key: str) -> str:
+    """What a reader calls a run's value: a block by the word that chose it, where that is known, else by its class."""
+    found = value(run, key)
+    word = run.choices.get(key) if isinstance(found, Mapping) else None
+    return word or label(found)
 
 
 def group(
@@ -96,7 +103,7 @@ def group(
     for run in runs:
         same = [value(run, key) for key in told] + ([] if keys else [leaves[run.identity]])
         groups.setdefault(json.dumps(same, sort_keys=True, default=repr), []).append(run)
-    rows = [Row(tuple(label(value(members[0], key)) for key in told), members) for members in groups.values()]
+    rows = [Row(tuple(called(members[0], key) for key in told), members) for members in groups.values()]
     rows = sorted(_told_apart(rows, leaves, keys), key=lambda row: [_natural(text) for text in row.labels])
     notes = []
     for row in rows:

@@ -15,7 +15,7 @@ from zoo.runs.numbers import asked, cells, check_numbers, reasons
 from zoo.runs.options import PREFIX, left_out, parted
 from zoo.runs.protocol import Cell, marked, ranked
 from zoo.runs.published import Published, published, unused
-from zoo.runs.rows import Grid, Row, arranged, check, label, value
+from zoo.runs.rows import Grid, Row, arranged, called, check
 
 FACTS = {"steps": "steps", "parameters": "parameters", "seconds": "time", "flops": "operations"}
 HIGHER = (
@@ -248,5 +248,5 @@ def _facts(row: Row, key: str) -> list[Any]:
     if key in FACTS:
         told = [getattr(run, key) for run in row.runs if getattr(run, key) is not None]
     else:
-        told = [label(value(run, key)) for run in row.runs]
+        told = [called(run, key) for run in row.runs]
     return list(dict.fromkeys(told)) if key != "seconds" else told
