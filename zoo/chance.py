@@ -11,6 +11,7 @@ import contextlib
 import functools
 import hashlib
 import random
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -81,7 +82,7 @@ class Dealt:
 
     def __enter__(self) -> None:
         Dealt.now = self
-        makers, fillers = dealers()
+        makers, fillers = dealers(compiling="torch._dynamo" in sys.modules)
         for name, function in makers.items():
             setattr(torch, name, function)
         for name, function in fillers.items():
@@ -134,10 +135,11 @@ class Dealt:
 
 
 @functools.cache
-def dealers() -> tuple[dict[str, Callable[..., Tensor]], dict[str, Callable[..., Tensor]]]:
+def dealers(*, compiling: bool) -> tuple[dict[str, Callable[..., Tensor]], dict[str, Callable[..., Tensor]]]:
     """What stands in for torch's functions and for a tensor's methods: they ask whoever deals now.
 
-    The same ones at every batch, into which torch.compile does not look: else it would compile every batch anew.
+    The same ones at every batch, into which torch.compile does not look: else it would compile every batch anew. Where
+    nothing is compiled nothing is hidden, for that alone would import the compiler, for seconds.
     """
 
     def maker(name: str, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -146,7 +148,7 @@ def dealers() -> tuple[dict[str, Callable[..., Tensor]], dict[str, Callable[...,
     def filler(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
         return lambda tensor, *args, **options: filled(tensor, Dealt.now, function, *args, **options)
 
-    hidden = torch.compiler.disable
+    hidden = torch.compiler.disable if compiling else lambda function: function
     return (
         {name: hidden(maker(name, function)) for name, function in MAKERS.items()},
         {name: hidden(filler(function)) for name, function in FILLERS.items()},
