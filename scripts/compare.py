@@ -52,7 +52,7 @@ def parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="KEY=LABEL",
-        help="only runs of this label, or of several, position=ALiBi,Rotary; as often as wanted",
+        help="only runs of this label, or of several, position=alibi,rope; as often as wanted",
     )
     add("--over", type=_names, metavar="KEYS", help="config keys that are averaged over; default: seed")
     add(

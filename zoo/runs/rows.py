@@ -71,7 +71,7 @@ def only(runs: Sequence[Result], conditions: Iterable[str]) -> list[Result]:
     for condition in conditions:
         key, equal, wanted = condition.partition("=")
         if not equal:
-            raise ValueError(f"--where {condition}: it takes key=label, as position=ALiBi,Rotary")
+            raise ValueError(f"--where {condition}: it takes key=label, as position=alibi,rope")
         check(runs, [key])
         labels = {called(run, key) for run in runs}
         if missing := [one for one in wanted.split(",") if one not in labels]:
