@@ -163,9 +163,7 @@ def test_the_sweep_over_positions_tells_how_far_each_goes_on_any_text(tmp_path):
     )
     assert drawn.code == 0, drawn.err
     told = re.sub(r"<[^>]*>", "\n", picture.with_suffix(".svg").read_text())
-    assert all(
-        word in told for word in ("rope", "learned ✕", "16×", "own_text, test split; 2 runs")
-    )
+    assert all(word in told for word in ("rope", "learned ✕", "16×", "own_text, test split; 2 runs"))
 
 
 def test_the_sweep_of_recall_tells_states(tmp_path):
