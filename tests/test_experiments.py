@@ -47,16 +47,17 @@ def no_data(monkeypatch):
 
 # what a user trains before: a first stage, and the features of a perceptual distance
 STAGES = {
-    "code_prior/cifar10": [
-        "~model.codec",
-        "+model.codec={_target_: zoo.models.VQVAE, shape: [3, 32, 32], levels: 256}",
-    ],
-    "latent_diffusion/cifar10": [
-        "~model.codec",
-        "+model.codec={_target_: zoo.models.KLAutoencoder, shape: [3, 32, 32], levels: 256}",
-    ],
-    "vqgan/cifar10": ["perceptual=none"],
-    "kl_autoencoder/cifar10": ["perceptual=none"],
+    **{
+        f"{second}/{name}": [
+            "~model.codec",
+            f"+model.codec={{_target_: zoo.models.{first}, shape: {shape}, levels: 256}}",
+        ]
+        for second, first in {"code_prior": "VQVAE", "latent_diffusion": "KLAutoencoder"}.items()
+        for name, shape in {"cifar10": [3, 32, 32], "mnist_cpu": [1, 28, 28]}.items()
+    },
+    **dict.fromkeys(
+        ("vqgan/cifar10", "kl_autoencoder/cifar10", "kl_autoencoder/mnist_cpu"), ["perceptual=none"]
+    ),
 }
 
 
