@@ -2,9 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 
-import torch
 from torch import Tensor, nn
 
 from zoo.nn.conditions import Condition
@@ -12,15 +10,17 @@ from zoo.nn.time_embedding import told
 
 
 class TimeMLP(nn.Module):
-    """Linear maps of x, t and what is told, with an activation between them.  x (B, *shape), t (B,), c -> (B, *shape)
+    """Residual layers over a sum of what x, t and a condition say.  x (B, *shape), t (B,), c -> (B, *shape)
 
-    t enters as the one number that it is: fields of toys change slowly with it, and sinusoids would make an ODE's
-    solver take small steps. Tong et al. 2023 have the SELU, whose slope jumps at 0; SiLU's does not.
+    h = W x + w t + C c, then h = h + V act(U h) in each layer, then a linear map back: the network of Cheng & Schwing
+    2025, whose code has these sizes. t enters as the one number that it is, by a map of its own, that begins steep:
+    sinusoids would make an ODE's solver take small steps.
 
     shape       of an example
     context     width of a condition's vector, None for none
-    width, depth    of the hidden layers, and their number
-    blocks      the hidden layers, for gradient checkpointing; `output` is the last linear map
+    width, depth    of h, and the number of layers
+    expansion   how many times as wide as h a layer is inside
+    blocks      the layers, for gradient checkpointing
     """
 
     def __init__(
@@ -30,20 +30,24 @@ class TimeMLP(nn.Module):
         *,
         width: int = 128,
         depth: int = 3,
-        activation: Callable[[], nn.Module] = nn.SiLU,
+        expansion: int = 4,
+        activation: Callable[[], nn.Module] = nn.GELU,
     ) -> None:
         super().__init__()
         self.shape, self.context = tuple(shape), context
-        size = math.prod(shape)
-        widths = [size + 1 + (context or 0)] + [width] * depth
-        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(a, b), activation()) for a, b in pairwise(widths))
-        self.output = nn.Linear(widths[-1], size)
+        size, inner = math.prod(shape), expansion * width
+        self.input, self.time = nn.Linear(size, width), nn.Linear(1, width)
+        self.condition = nn.Linear(context, width) if context is not None else None
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.Linear(width, inner), activation(), nn.Linear(inner, width))
+            for _ in range(depth)
+        )
+        self.output = nn.Linear(width, size)
 
     def forward(self, x: Tensor, t: Tensor, c: Condition | None = None) -> Tensor:
-        parts = [x.flatten(1), t.unsqueeze(1).type_as(x)]
+        h = self.input(x.flatten(1)) + self.time(t.unsqueeze(1).type_as(x))
         if (vector := told(c, self.context is not None)) is not None:
-            parts.append(vector)
-        h = torch.cat(parts, 1)
+            h = h + self.condition(vector)
         for block in self.blocks:
-            h = block(h)
+            h = h + block(h)
         return self.output(h).unflatten(1, self.shape)
