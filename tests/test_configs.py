@@ -62,6 +62,7 @@ SMALL = (
         "sd3": ["backbone.dim=16", "backbone.depth=2", "backbone.heads=2", "condition.dim=16"],
         "cnf": ["backbone.width=16"],
         "code_prior": ["model.prior.dim=16", "model.prior.depth=2"],
+        "code_pixelcnn": ["model.prior.dim=8", "model.prior.depth=2"],
         "vqvae": ["encoder.widths=[4,8]", "quantizer.levels=16"],
         "vqgan": [
             "encoder.widths=[4,8]",

@@ -6,13 +6,16 @@ from itertools import product
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.autograd.functional import jacobian
 
 from zoo.models import FVSBN, MADE, NADE, GatedPixelCNN, PixelCNN, PixelCNNPP
-from zoo.models.fully_visible import drawn, recomputed
+from zoo.models.fully_visible import recomputed
+from zoo.models.gated_pixelcnn import GatedLayer
 from zoo.models.nade import Hidden
 from zoo.models.tokens import arranged, sequence
-from zoo.nn import Bernoulli, Categorical, DiscretizedLogisticMixture, checkpoint_blocks
+from zoo.nn import Bernoulli, DiscretizedGaussian, DiscretizedLogisticMixture, checkpoint_blocks
+from zoo.nn.shifted_conv import GatedResidual
 from zoo.types import Density, Sampler, Scheduled, Space, Unfit, can
 
 net = {"dim": 4, "depth": 2, "head": 6}
@@ -25,6 +28,7 @@ VECTORS = {
     "made without a hidden layer": partial(MADE, hidden=[]),
     "made in a random order": partial(MADE, hidden=[20], random_order=True, direct=True),
     "made of logistics": partial(MADE, hidden=[12], likelihood=DiscretizedLogisticMixture),
+    "made of gaussians": partial(MADE, hidden=[12], likelihood=DiscretizedGaussian),
 }
 MIXED = {
     "made of masks": partial(MADE, hidden=[20], masks=3, direct=True),
@@ -349,24 +353,6 @@ def test_a_temperature_of_zero_takes_the_most_probable_and_a_low_one_often(name)
     assert values[0] > values[1] > values[2]
 
 
-@pytest.mark.parametrize("likelihood", [Bernoulli, Categorical])
-def test_a_temperature_divides_logits(likelihood):
-    p = torch.tensor([0.2, 0.8])
-    logits = p.log() if likelihood is Categorical else p.logit()[1:]
-    torch.manual_seed(0)
-    seen = drawn(likelihood(2), logits.view(1, -1, 1, 1).expand(20000, -1, 1, 1), 0.5).double().mean()
-    expected = p[1] ** 2 / (p**2).sum()
-    assert abs(seen - expected) < 4 * (expected * (1 - expected) / 20000).sqrt()
-
-
-def test_a_temperature_multiplies_the_scales_of_logistics():
-    likelihood = DiscretizedLogisticMixture(256, components=1)
-    parameters = torch.tensor([0.0, 0.0, 0.0, -3.0, -3.0, 0.0]).view(1, 6, 1, 1).expand(4000, -1, 1, 1)
-    torch.manual_seed(0)
-    warm, cold = (drawn(likelihood, parameters, t, 2).double().std() for t in (1.0, 0.25))
-    assert warm / cold == pytest.approx(4, rel=0.1)
-
-
 @pytest.mark.parametrize("name", ALL)
 def test_a_prompt_is_kept_and_a_bad_one_refused(name):
     network = model(name, (2, 2, 4), 3)
@@ -455,6 +441,51 @@ def test_pixelcnnpp_needs_sides_that_can_be_halved_twice():
     with pytest.raises(Unfit, match="multiples of 4") as refusal:
         PixelCNNPP(shape=(1, 8, 6), levels=2, **scales)
     assert not refusal.value.fits(Space((1, 8, 6), 2))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("first", [False, True])
+def test_a_gated_layer_is_the_papers_equations(first):
+    """v' = tanh(a) sigmoid(b), h' = h + 1x1(tanh(a) sigmoid(b)), a and b each with what the label adds."""
+    torch.manual_seed(0)
+    features, y = torch.zeros(4, dtype=torch.int64), torch.tensor([2, 0])
+    layer = GatedLayer(features, features, 3, 3, first=first).double()
+    v, h = torch.randn(2, 2, 4, 5, 6, dtype=torch.float64)
+    W_v, W_h = layer.vertical.kernel(), layer.horizontal.kernel()
+    label_v, label_h = layer.label(y)[:, :, None, None].split(8, 1)
+    below = F.conv2d(F.pad(v, (1, 1, 0 if first else 1, 0)), W_v, layer.vertical.bias) + label_v
+    beside = F.conv2d(F.pad(h, (1, 0)), W_h, layer.horizontal.bias)[..., :6]
+    beside = beside + F.conv2d(below, layer.link.kernel(), layer.link.bias) + label_h
+    v_, h_ = (f[:, :4].tanh() * f[:, 4:].sigmoid() for f in (below, beside))
+    h_ = F.conv2d(h_, layer.out.kernel(), layer.out.bias)
+    told = layer(torch.cat([v, h], 1), y)
+    torch.testing.assert_close(told, torch.cat([v_, h_ if first else h + h_], 1))
+
+
+@torch.no_grad()
+def test_a_block_of_pixelcnnpp_is_the_papers_equations():
+    """x + a sigmoid(b), (a, b) = conv(e(conv(e(x)) + 1x1(e(aside)))) + what the label adds, e(x) = elu(x, -x)."""
+    torch.manual_seed(0)
+    block = GatedResidual(3, {"up": 1, "left": 1}, 2, 0.5, 4).double().eval()
+    x, aside = torch.randn(2, 3, 4, 5).double(), torch.randn(2, 6, 4, 5).double()
+    y = torch.tensor([3, 1])
+
+    def e(x):
+        return torch.cat([F.elu(x), F.elu(-x)], 1)
+
+    def conv(layer, x):
+        return F.conv2d(F.pad(x, (layer.left, layer.right, layer.up, 0)), layer.weight, layer.bias)
+
+    both = conv(block.after, e(conv(block.before, e(x)) + conv(block.aside, e(aside))))
+    both = both + block.label(y)[:, :, None, None]
+    torch.testing.assert_close(block(x, aside, y), x + both[:, :3] * both[:, 3:].sigmoid())
+
+
+@pytest.mark.parametrize("make", [PixelCNN, GatedPixelCNN])
+@pytest.mark.parametrize(("part", "side"), [("first", 1), ("first", 4), ("kernel", 2)])
+def test_a_window_without_a_middle_is_refused(make, part, side):
+    with pytest.raises(ValueError, match=f"side {side} .* try {max(3, side + 1)}"):
+        make(shape=(1, 4, 4), levels=2, **net, **{part: side})
 
 
 def test_no_masks_are_refused():

@@ -226,6 +226,20 @@ def test_a_vamp_prior_begins_at_training_images():
     assert torch.equal(vae.prior.inputs, x[[0, 1, 0, 1, 0]].double())
 
 
+def test_a_vamp_priors_images_learn_though_they_begin_in_black_and_white():
+    vae, x = small(prior=partial(VampPrior, components=5)), images(8, SHAPE, 2)
+    vae.prepare([{"x": x}])
+    before = vae.prior.inputs.clone()
+    optimizer = torch.optim.SGD(vae.prior.parameters(), lr=1.0)
+    for _ in range(2):
+        optimizer.zero_grad()
+        seeded(vae, x)["loss"].backward()
+        assert (vae.prior.inputs.grad != 0).double().mean() > 0.9
+        optimizer.step()
+    inside = (before - vae.prior.images()).abs() > 0
+    assert 0.2 < inside.double().mean() < 0.8  # others would leave [0, 1]
+
+
 @pytest.mark.parametrize("prior", [GaussianMixture, partial(VampPrior, components=4), StochasticLayer])
 def test_an_estimated_kl_is_that_of_the_same_draws(prior):
     vae, x = small(prior=prior, beta=3.0), images(6, SHAPE, 2)
@@ -276,6 +290,7 @@ def test_an_estimated_kl_comes_to_the_closed_form():
         ({"bound": ImportanceWeighted(), "beta": 2.0}, "beta=2.0 .* bound=null"),
         ({"bound": DoublyReparameterized(), "free_bits": 0.1}, "free_bits=0.1"),
         ({"prior": GaussianMixture, "free_bits": 0.1}, "GaussianMixture .* prior=normal"),
+        ({"prior": partial(StochasticLayer, prior=VampPrior)}, "VampPrior is of images"),
     ],
 )
 def test_what_cannot_go_together_is_refused_with_a_cure(options, words):

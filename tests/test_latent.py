@@ -15,12 +15,12 @@ from conftest import composed
 from torch import nn
 
 import zoo
-from zoo.evaluation import options_in_force
+from zoo.evaluation import completion, options_in_force
 from zoo.jobs import data as jobs_data
 from zoo.jobs.compose import plain
 from zoo.jobs.latents import Encoded, encode_once
 from zoo.loading import stages
-from zoo.models import VAE, VQVAE, Autoregressive, Latent, PixelCNN
+from zoo.models import VAE, VQVAE, Autoregressive, GatedPixelCNN, Latent, PixelCNN
 from zoo.nn import (
     Attention,
     Bernoulli,
@@ -271,6 +271,19 @@ def test_the_options_of_sample_are_the_priors():
     assert x.shape == (5, 1, 2, 2)
 
 
+def test_the_order_is_told_of_the_latent_and_half_an_image_is_no_beginning_of_it():
+    """A prompt of 128 grey pixels would be taken for the first 128 of 256 codes."""
+    quantizer = partial(ResidualVQ, depth=4, layer=partial(VectorQuantizer, levels=32))
+    first = VQVAE(
+        shape=(1, 16, 16), levels=17, quantizer=quantizer, encoder=partial(FieldEncoder, widths=[4])
+    )
+    facts = {"name": "these", "kind": "image", "shape": [1, 16, 16], "levels": 17}
+    model = Latent(shape=(1, 16, 16), levels=17, codec=first, prior=partial(PixelCNN, dim=4, head=4, depth=1))
+    assert model.protocol["order"] == "row, column, channel of the latent"
+    with pytest.raises(ValueError, match="reads an image in another order"):
+        completion.check(model, "top", facts)
+
+
 def test_labels_reach_the_prior():
     model = pair(classes=3, conditional=True).eval()
     assert model.conditional
@@ -351,8 +364,9 @@ def test_data_that_the_codec_does_not_know_are_refused():
         partial(Autoregressive, dim=8, depth=1, mixer=partial(Mamba, state=4)),
         partial(Autoregressive, dim=8, depth=1, mixer=partial(Attention, heads=2), position=Rotary2D),
         partial(PixelCNN, dim=4, head=4, depth=1),
+        partial(GatedPixelCNN, dim=4, head=4, depth=2, embed=3),
     ],
-    ids=["mamba", "rotary in two dimensions", "pixelcnn"],
+    ids=["mamba", "rotary in two dimensions", "pixelcnn", "gated pixelcnn"],
 )
 @pytest.mark.parametrize("depth", [1, 2])
 def test_any_model_of_integers_is_a_prior(prior, depth):

@@ -79,6 +79,43 @@ def test_samples_and_modes_are_integers_of_the_data(likelihood, levels, channels
         assert 0 <= int(x.min()) <= int(x.max()) < levels
 
 
+@pytest.mark.parametrize(("likelihood", "levels", "channels"), SUBJECTS)
+def test_a_sample_at_temperature_zero_is_the_mode(likelihood, levels, channels):
+    torch.manual_seed(2)
+    parameters = parameters_of(likelihood, (channels, 3, 2), 4)
+    assert torch.equal(likelihood.sample(parameters, temperature=0), likelihood.mode(parameters))
+
+
+@pytest.mark.parametrize("likelihood", [Bernoulli(2), Categorical(2)])
+def test_a_temperature_divides_logits(likelihood):
+    p = torch.tensor([0.2, 0.8])
+    logits = (p.log() if isinstance(likelihood, Categorical) else p.logit()[1:]).view(1, -1, 1, 1)
+    torch.manual_seed(0)
+    seen = likelihood.sample(logits.expand(20_000, -1, 1, 1), temperature=0.5).double().mean()
+    expected = p[1] ** 2 / (p**2).sum()
+    assert abs(seen - expected) < 4 * (expected * (1 - expected) / 20_000).sqrt()
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "parameters"),
+    [
+        pytest.param(DiscretizedGaussian(256), [0.1, -3.0], id="gaussian"),
+        pytest.param(DiscretizedGaussian(256, scale=0.05), [0.1], id="gaussian of one scale"),
+        pytest.param(DiscretizedLogisticMixture(256, components=1), [0.0, 0.1, -3.0], id="logistic"),
+        pytest.param(
+            DiscretizedLogisticMixture(256, components=1), [0.0, 0.1, 0.1, -3.0, -3.0, 0.0], id="two channels"
+        ),
+    ],
+)
+def test_a_temperature_multiplies_scales_and_moves_no_mean(likelihood, parameters):
+    torch.manual_seed(0)
+    parameters = torch.tensor(parameters).view(1, -1, 1, 1).expand(8000, -1, 1, 1)
+    warm, cold = (likelihood.sample(parameters, temperature=t).double() for t in (1.0, 0.25))
+    assert warm.std() / cold.std() == pytest.approx(4, rel=0.1)
+    assert warm.mean() == pytest.approx(1.1 * 127.5, abs=0.5)
+    assert cold.mean() == pytest.approx(1.1 * 127.5, abs=0.2)
+
+
 @pytest.mark.parametrize(("likelihood", "levels"), [(Bernoulli(2), 2), (Categorical(6), 6)])
 def test_the_mode_is_the_most_probable_image(likelihood, levels):
     torch.manual_seed(3)

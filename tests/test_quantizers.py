@@ -122,6 +122,19 @@ def test_of_equally_near_entries_the_first_is_taken(levels):
     assert codebooks.least(distances).tolist() == first
 
 
+def test_cosine_codes_have_length_one_and_the_largest_cosine():
+    quantizer, z = made("cosine")
+    nn.init.normal_(quantizer.codebook.weight)  # of any length
+    rows = z.movedim(1, -1).flatten(0, 2)
+    cosines = F.cosine_similarity(rows[:, None], quantizer.codebook.weight, dim=-1)
+    z_q, codes, terms = quantizer(z)
+    assert torch.equal(codes.flatten(), cosines.argmax(1))
+    torch.testing.assert_close(z_q.norm(dim=1), torch.ones(5, 3, 2).double())
+    apart = (F.normalize(z, dim=1) - z_q).square().mean()
+    torch.testing.assert_close(terms["commitment"], 0.25 * apart)
+    torch.testing.assert_close(terms["codebook"], apart)
+
+
 def test_beta_is_on_the_term_that_reaches_the_encoder_only():
     for beta in (0.25, 3.0):
         torch.manual_seed(0)
@@ -199,19 +212,25 @@ def test_two_processes_have_one_codebook(tmp_path):
     torch.multiprocessing.spawn(one_rank, args=(str(tmp_path),), nprocs=2)
     one, two = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     quantizer, z = made("ema", dtype=torch.float32)
-    quantizer.codebook.revive = 0.5
+    quantizer.codebook.revive = REVIVE
     quantizer(z)
     quantizer.at(1)
     assert torch.equal(one["codebook.weight"], two["codebook.weight"])
     torch.testing.assert_close(one["codebook.count"], quantizer.codebook.count)
-    alive = quantizer.codebook.count > 0.5  # which rows a dead entry may become is rank 0's to say
+    alive = quantizer.codebook.count > REVIVE  # which rows a dead entry may become is rank 0's to say
+    assert 3 < alive.sum() < 13
     torch.testing.assert_close(one["codebook.weight"][alive], quantizer.codebook.weight[alive])
+    rows = z[2:].movedim(1, -1).flatten(0, 2)
+    assert (torch.cdist(one["codebook.weight"][~alive], rows).amin(1) == 0).all()
+
+
+REVIVE = 1.5
 
 
 def one_rank(rank, folder):
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     quantizer, z = made("ema", dtype=torch.float32)
-    quantizer.codebook.revive = 0.5
+    quantizer.codebook.revive = REVIVE
     quantizer(z[:2] if rank else z[2:])
     quantizer.at(1)
     torch.save(quantizer.state_dict(), f"{folder}/{rank}.pt")
@@ -394,6 +413,31 @@ def test_lfq_entropy_over_whole_codes_sees_that_bits_agree():
     assert LFQ(2, bits=2)(torch.zeros(1, 2, 1, 1))[1] == 3
 
 
+def test_lfq_terms_want_sure_bits_and_all_codes():
+    torch.manual_seed(0)
+    quantizer = LFQ(3, bits=3, entropy=0.5, gamma=2.0, sharpness=0.3, beta=0.7).double()
+    z = torch.randn(4, 3, 2, 2, dtype=torch.float64, requires_grad=True)
+    z_q, _, terms = quantizer(z)
+    each, mean = quantizer.entropies(z.movedim(1, -1).flatten(0, 2))
+    torch.testing.assert_close(terms["entropy"], 0.5 * (each - 2.0 * mean))
+    torch.testing.assert_close(terms["commitment"], 0.7 * (z - z.sign()).square().mean())
+    assert torch.equal(z_q, z.sign())
+    (grad,) = torch.autograd.grad(z_q.sum(), z)
+    assert (grad == 1).all()
+
+
+def test_hard_gumbel_codes_have_the_gradient_of_relaxed_ones():
+    z, towards, found = torch.randn(6, 2, 3, 1).double(), torch.randn(6, 2, 3, 1).double(), []
+    for hard in (False, True):
+        torch.manual_seed(0)
+        quantizer = GumbelCodes(2, levels=5, hard=hard, start=0.7).double()
+        z_q, codes, _ = quantizer(z)
+        found.append(torch.autograd.grad((z_q * towards).sum(), [quantizer.logits.weight, quantizer.entries]))
+    torch.testing.assert_close(found[0][0], found[1][0])
+    rows = towards.movedim(1, -1).flatten(0, 2)  # a drawn entry hears its own place alone
+    torch.testing.assert_close(found[1][1], torch.zeros(5, 2).double().index_add(0, codes.flatten(), rows))
+
+
 def test_gumbel_codes_are_drawn_as_often_as_they_are_probable():
     torch.manual_seed(0)
     quantizer = GumbelCodes(2, levels=5)
@@ -473,12 +517,23 @@ def test_half_precision_takes_the_codes_of_whole(name):
     codes = quantizer(z.float())[1]
     with torch.autocast("cpu", dtype=torch.bfloat16):
         z_q, half, terms = quantizer(z)
+        entries = quantizer.decode(half)
+    if "projected" not in name:
+        assert torch.equal(entries, quantizer.decode(half))
     assert z_q.dtype == torch.bfloat16
     assert all(term.dtype == torch.float32 for term in terms.values())
     if name not in ("gumbel", "fsq projected", "lfq projected"):  # these have a linear map before their codes
         assert torch.equal(half, codes)
     elsewhere = (half != codes).double().mean()
     assert elsewhere < 0.1
+
+
+def test_moving_means_are_refused_in_half_precision():
+    """4,096 rows of one code would count as 256, the last whole number below which bfloat16 tells two apart."""
+    quantizer, z = made("ema", dtype=torch.bfloat16)
+    with pytest.raises(ValueError, match=r"moving means in bfloat16 .* trainer\.precision=bf16-mixed"):
+        quantizer(z)
+    assert quantizer.eval()(z)[0].isfinite().all()
 
 
 def test_use_and_perplexity_are_over_the_whole_epoch():

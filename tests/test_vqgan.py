@@ -28,7 +28,7 @@ from zoo.nn import (
     checkpoint_blocks,
 )
 from zoo.nn.adversarial import held
-from zoo.nn.perceptual import FILES, feature_distance
+from zoo.nn.perceptual import FILES, apart, feature_distance
 from zoo.runs import Run
 from zoo.training.optimizers import grouped
 from zoo.types import Density, can
@@ -207,6 +207,17 @@ def test_the_perceptual_distance_is_zero_for_the_same_and_grows():
     torch.testing.assert_close(far, expected)
 
 
+def test_distances_of_half_precision_features_are_summed_in_float32():
+    """Features that are nearly alike differ by less than bfloat16 tells of lengths near 1."""
+    torch.manual_seed(0)
+    p = torch.randn(2, 64, 4, 4).bfloat16()
+    q = (1.01 * p.float() + 0.01 * torch.randn(2, 64, 4, 4)).bfloat16()
+    for half in (torch.bfloat16, torch.float16):
+        assert torch.equal(apart(p.to(half), q.to(half)), apart(p.to(half).float(), q.to(half).float()))
+    zeros = torch.zeros(1, 3, 2, 2, dtype=torch.float16)  # whose least positive number is above 1e-10
+    assert (apart(zeros, zeros) == 0).all()
+
+
 def unit(f):
     return f / (f.norm(dim=1, keepdim=True) + 1e-12)  # no feature may be seen at a place
 
@@ -279,6 +290,12 @@ def test_half_precision_plays():
 def test_an_autoencoder_with_a_likelihood_is_refused():
     with pytest.raises(ValueError, match=r"distortion=zoo\.nn\.Absolute"):
         model(autoencoder=autoencoder(distortion=Categorical))
+
+
+def test_a_perceptual_network_of_other_channels_is_refused():
+    grey = ImageClassifier(shape=(3, 8, 8), levels=17, classes=10, widths=[4, 8])
+    with pytest.raises(ValueError, match=r"sees 3 channels, and these images have 1; scripts/prepare"):
+        model(perceptual=grey)
 
 
 def test_a_pair_with_a_vqgan_has_no_likelihood():

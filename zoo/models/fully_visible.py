@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.models.tokens import arranged, sequence
-from zoo.nn.likelihood import Bernoulli, Categorical, DiscretizedLogisticMixture, Likelihood
+from zoo.nn.likelihood import Bernoulli, Categorical, Likelihood
 from zoo.types import Kind, Space, Unfit
 
 
@@ -83,8 +83,8 @@ class FullyVisible(nn.Module):
         """n images, (n, C, H, W), element by element, by the model's `fill`; `recomputed` is the slow way.
 
         y             (n,) labels, of a conditional model; where they are missing, drawn evenly
-        temperature   divides logits and multiplies the scales of logistics; 0 takes the most probable level, of a
-                      mixture the heaviest centre
+        temperature   divides logits and multiplies scales; 0 takes the most probable level, of a mixture the
+                      heaviest centre
         prompt        (n, P) first elements in the order of reading, which are kept
 
         ValueError for a temperature below 0 and a prompt that does not fit.
@@ -173,23 +173,8 @@ def recomputed(
     k = model.together
     for start in range(P, tokens.shape[1], k):
         here = model(model.image(tokens), y)[:, :, start // k : start // k + 1]
-        tokens[:, start : start + k] = drawn(model.likelihood, here, temperature, k).flatten(1)
+        tokens[:, start : start + k] = model.likelihood.sample(here, temperature=temperature).flatten(1)
     return model.image(tokens)
-
-
-def drawn(likelihood: Likelihood, parameters: Tensor, temperature: float, channels: int = 1) -> Tensor:
-    """Integers (n, channels, H, W) from parameters (n, F, H, W); at temperature 0 the most probable ones.
-
-    Logits are divided by the temperature; the scales of logistics are multiplied by it.
-    """
-    if temperature == 0:
-        return likelihood.mode(parameters)
-    if not isinstance(likelihood, DiscretizedLogisticMixture):
-        return likelihood.sample(parameters / temperature)
-    parts = parameters.unflatten(1, (likelihood.components, -1))
-    logits, means, scales, rest = parts.split([1, channels, channels, parts.shape[2] - 1 - 2 * channels], 2)
-    parts = torch.cat([logits / temperature, means, scales + math.log(temperature), rest], 2)
-    return likelihood.sample(parts.flatten(1, 2))
 
 
 def terms(log_p: Tensor, length: int) -> dict[str, Tensor]:

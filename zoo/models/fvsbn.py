@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from zoo.models.fully_visible import FullyVisible, drawn
+from zoo.models.fully_visible import FullyVisible
 from zoo.models.pixels import scaled
 from zoo.models.tokens import sequence
 from zoo.nn.likelihood import Likelihood
@@ -55,5 +55,5 @@ class FVSBN(FullyVisible):
         known = scaled(tokens, self.levels, self.regressions.weight.dtype)
         for t in range(P, T):
             here = self.regressions.rows(known, slice(t, None, T))[:, :, None, None]
-            tokens[:, t] = drawn(self.likelihood, here, temperature).flatten()
+            tokens[:, t] = self.likelihood.sample(here, temperature=temperature).flatten()
             known[:, t] = scaled(tokens[:, t], self.levels, known.dtype)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from zoo.models.fully_visible import FullyVisible
 from zoo.models.pixels import Pixels, by_element, by_pixel
 from zoo.nn.likelihood import Likelihood
-from zoo.nn.masked_conv import Lines, WindowConv, channels_of, masked_conv
+from zoo.nn.masked_conv import Lines, WindowConv, channels_of, masked_conv, reach_of
 
 
 class GatedPixelCNN(FullyVisible):
@@ -26,8 +26,8 @@ class GatedPixelCNN(FullyVisible):
     conditional  whether to model p(x | y)
     dim          features of each stack
     depth        layers
-    first        side of the first window
-    kernel       side of the others
+    first        side of the first window, odd and at least 3
+    kernel       side of the others, as well
     head         features of the layer before the output
     embed        size of a vector for each level, for codes, whose numbers say nothing; None: levels are amounts
     likelihood   as zoo.models.fully_visible has it, which also says what is refused
@@ -122,7 +122,7 @@ class GatedLayer(nn.Module):
         self, enter: Tensor, leave: Tensor, kernel: int, classes: int | None, *, first: bool = False
     ) -> None:
         super().__init__()
-        reach, both = kernel // 2, leave.repeat(2)
+        reach, both = reach_of(kernel), leave.repeat(2)
         self.vertical = WindowConv(len(enter), len(both), up=reach - first, left=reach, right=reach)
         self.horizontal = masked_conv(enter, both, left=reach, own=not first)
         self.link = WindowConv(len(both), len(both))

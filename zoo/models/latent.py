@@ -4,7 +4,7 @@ Van den Oord et al. 2017 (1711.00937), over codes; Rombach et al. 2021 (2112.107
 x is data, z = codec.encode(x) its latent: a field of codes (B, L, H, W), or real numbers.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import wraps
 from typing import Any
 
@@ -77,8 +77,12 @@ class Latent(nn.Module):
     def protocol(self) -> dict[str, Any]:
         """What stands beside each number: which first stage, and what the prior says of itself."""
         stage = getattr(self.codec, "origin", type(self.codec).__name__)
-        bound = {"bound": "log p(x | codes) + log p(codes)"} if self.can(Density) else {}
-        return {"first_stage": stage, **bound, **getattr(self.prior, "protocol", {})}
+        told = {"first_stage": stage, **getattr(self.prior, "protocol", {})}
+        if self.can(Density):
+            told["bound"] = "log p(x | codes) + log p(codes)"
+        if "order" in told:
+            told["order"] += " of the latent"  # not of x: a part of x is no beginning
+        return told
 
     @property
     def blocks(self) -> list[nn.Module]:
@@ -136,6 +140,10 @@ class Latent(nn.Module):
             return self.decoded(draw(n, y, **options))
 
         return sample
+
+    def of_use(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Of the options of `sample` those that the prior has a use for (zoo.types.Sampler)."""
+        return self.prior.of_use(options) if hasattr(self.prior, "of_use") else dict(options)
 
     def decoded(self, z: Tensor) -> Tensor:
         """The data of a latent of the prior, (n, *shape)."""

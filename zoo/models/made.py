@@ -11,7 +11,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from zoo.models.fully_visible import FullyVisible, drawn, terms
+from zoo.models.fully_visible import FullyVisible, terms
 from zoo.models.pixels import scaled
 from zoo.models.tokens import arranged, sequence
 from zoo.nn.likelihood import Likelihood
@@ -141,7 +141,8 @@ class MADE(FullyVisible):
                 here = self.output.rows(values[-1], which)
                 if self.direct is not None:
                     here = here + self.direct.rows(known, which)
-                tokens[:, t] = drawn(self.likelihood, here[:, :, None, None], temperature).flatten()
+                here = here[:, :, None, None]  # (n, F, 1, 1)
+                tokens[:, t] = self.likelihood.sample(here, temperature=temperature).flatten()
             known[:, order[t]] = scaled(tokens[:, t], self.levels, known.dtype)
             for layer, of, below, above in zip(self.hidden, units, values, values[1:]):
                 if len(of[t]):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from zoo.models.fully_visible import FullyVisible, drawn
+from zoo.models.fully_visible import FullyVisible
 from zoo.models.pixels import scaled
 from zoo.models.tokens import sequence
 from zoo.nn.likelihood import Likelihood
@@ -66,7 +66,7 @@ class NADE(FullyVisible):
         for t in range(tokens.shape[1]):
             if t >= P:
                 here = self.hidden.told(a, t)[:, :, None, None]
-                tokens[:, t] = drawn(self.likelihood, here, temperature).flatten()
+                tokens[:, t] = self.likelihood.sample(here, temperature=temperature).flatten()
             a = a + scaled(tokens[:, t : t + 1], self.levels, a.dtype) * self.hidden.W[t]
 
     def elements(self, x: Tensor) -> Tensor:

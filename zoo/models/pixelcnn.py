@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from zoo.models.fully_visible import FullyVisible
 from zoo.models.pixels import Pixels, by_element, by_pixel
 from zoo.nn.likelihood import Likelihood
-from zoo.nn.masked_conv import Lines, channels_of, masked_conv
+from zoo.nn.masked_conv import Lines, channels_of, masked_conv, reach_of
 
 
 class PixelCNN(FullyVisible):
@@ -23,8 +23,8 @@ class PixelCNN(FullyVisible):
 
     dim         h, the features inside of a block; 2 h around it
     depth       blocks
-    first       side of the first window
-    kernel      side of the others
+    first       side of the first window, odd and at least 3
+    kernel      side of the others, as well
     head        features of the two layers before the output
     embed       size of a vector for each level, for codes, whose numbers say nothing; None: levels are amounts
     likelihood  as zoo.models.fully_visible has it, which also says what data are Unfit
@@ -51,7 +51,7 @@ class PixelCNN(FullyVisible):
         enter = channels_of((embed or 1) * C, C)
         wide, last = channels_of(2 * dim, C), channels_of(head, C)
         leave = channels_of(C * self.likelihood.features((1, 1, 1)), C)
-        reach = first // 2
+        reach = reach_of(first)
         self.first = masked_conv(enter, wide, up=reach, left=reach, right=reach, own=False)
         self.blocks = nn.ModuleList(Residual(dim, kernel, C) for _ in range(depth))
         self.head = nn.ModuleList(
@@ -90,7 +90,7 @@ class Residual(nn.Module):
     def __init__(self, dim: int, kernel: int, channels: int) -> None:
         super().__init__()
         wide, narrow = channels_of(2 * dim, channels), channels_of(dim, channels)
-        reach = kernel // 2
+        reach = reach_of(kernel)
         self.layers = nn.ModuleList(
             [
                 masked_conv(wide, narrow),

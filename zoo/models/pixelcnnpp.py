@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.models.fully_visible import FullyVisible, drawn
+from zoo.models.fully_visible import FullyVisible
 from zoo.models.pixels import scaled
 from zoo.nn.likelihood import DiscretizedLogisticMixture
 from zoo.nn.masked_conv import WindowConv
@@ -106,4 +106,4 @@ class PixelCNNPP(FullyVisible):
                 h = self.scales.place(h, r, c, y, seen)
                 if (r * W + c) * C >= P:
                     told = self.output(F.elu(h), lines)
-                    x[:, :, r, c] = drawn(self.likelihood, told, temperature, C)[:, :, 0, 0].long()
+                    x[:, :, r, c] = self.likelihood.sample(told, temperature=temperature)[:, :, 0, 0].long()

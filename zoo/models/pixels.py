@@ -6,7 +6,7 @@ x is an image of integers, or of codes, (B, C, H, W). Feature i of a map belongs
 import torch
 from torch import Tensor, nn
 
-from zoo.models.fully_visible import FullyVisible, drawn
+from zoo.models.fully_visible import FullyVisible
 from zoo.nn.masked_conv import Lines
 
 
@@ -55,5 +55,5 @@ def by_pixel(model: FullyVisible, tokens: Tensor, P: int, y: Tensor | None, temp
             parameters = model.step(x, r, c, y, lines)
             if channel >= known:
                 here = parameters.unflatten(1, (-1, C))[:, :, channel]
-                x[:, channel, r, c] = drawn(model.likelihood, here, temperature).flatten().long()
+                x[:, channel, r, c] = model.likelihood.sample(here, temperature=temperature).flatten().long()
         lines.write(model.first, model.inputs(x[:, :, r : r + 1, c : c + 1]))

@@ -43,7 +43,8 @@ class VAE(nn.Module):
     samples     K, draws of z per example in training
     bound       None: the mean of their ELBOs; zoo.nn.ImportanceWeighted or DoublyReparameterized: the IWAE
     beta        weight of the KL: Higgins et al. 2017
-    free_bits   nats that each dimension of z may carry unpunished: Kingma et al. 2016, a dimension is a group
+    free_bits   nats that each dimension of z may carry unpunished: Kingma et al. 2016, a dimension is a group; the
+                batch is what one device sees at once
     init_bias   start the decoder's output bias at the mean of the data, if the likelihood can (Bernoulli):
                 Burda et al. 2015; a bias shared by the pixels of a channel starts at the channel's mean
 

@@ -39,7 +39,8 @@ class VQGAN(nn.Module):
 
     Without gradients, as in validation, the loss is the autoencoder's: lambda cannot be had, and images that look
     real to a moving critic are no measure to choose weights by. It has no likelihood, and no pair with it has one.
-    Raises ValueError for an autoencoder with a likelihood, or whose decoder does not end in a convolution.
+    Raises ValueError for an autoencoder with a likelihood, or whose decoder does not end in a convolution, and for a
+    perceptual network of images with other channels.
     """
 
     explicit = False
@@ -70,6 +71,12 @@ class VQGAN(nn.Module):
             raise ValueError("lambda is measured at the decoder's last convolution, and output[-1] is none")
         self.critic = critic(self.shape)
         self.game = game or Hinge()
+        seen = getattr(perceptual, "shape", self.shape)[0]
+        if seen != self.shape[0]:
+            raise ValueError(
+                f"the perceptual network sees {seen} channels, and these images have {self.shape[0]}; "
+                "scripts/prepare.py features dataset=<this one> trains another"
+            )
         self.perceptual = perceptual.requires_grad_(False).eval() if perceptual is not None else None
         self.perceptual_weight, self.weight = perceptual_weight, weight
         self.adaptive, self.start = adaptive, start

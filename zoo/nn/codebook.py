@@ -57,7 +57,8 @@ class EMACodebook(nn.Module):
     revive   an entry with n_k below it becomes one of the step's rows, with n_k = revive; 0 for never. The
              rows are rank 0's, and which of them follows from the step
 
-    Raises ValueError if decay is outside of [0, 1).
+    Raises ValueError if decay is outside of [0, 1), and in training if its sums are in half precision: bfloat16
+    counts no further than 256.
     """
 
     learned: ClassVar[bool] = False
@@ -92,6 +93,11 @@ class EMACodebook(nn.Module):
     @torch.no_grad()
     def gather(self, z: Tensor, codes: Tensor) -> None:
         """Add one training batch to the sums of this step: rows (N, D), and their codes (N,)."""
+        if self.count.dtype in (torch.bfloat16, torch.float16):
+            raise ValueError(
+                f"moving means in {str(self.count.dtype).removeprefix('torch.')} lose most of what they add; train "
+                "with trainer.precision=bf16-mixed, or take quantizer=vq"
+            )
         if self.gathered is None:
             self.gathered = torch.zeros_like(self.count), torch.zeros_like(self.total)
         counts, sums = self.gathered
@@ -144,8 +150,9 @@ class LinearCodebook(nn.Module):
         self.map = nn.Linear(dim, dim, bias=bias)
 
     def entries(self) -> Tensor:
-        """e, (K, D)."""
-        return self.map(self.frozen)
+        """e, (K, D), in the weights' precision whatever the network computes in, as entries that are stored."""
+        with torch.autocast(self.frozen.device.type, enabled=False):
+            return self.map(self.frozen)
 
     def gather(self, z: Tensor, codes: Tensor) -> None:
         """Gradients need no sums."""

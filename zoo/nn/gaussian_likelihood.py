@@ -42,9 +42,9 @@ class DiscretizedGaussian:
         mass = torch.where(x == 0, below, torch.where(x == self.levels - 1, above, inside))
         return mass.sum((-3, -2, -1))
 
-    def sample(self, parameters: Tensor) -> Tensor:
+    def sample(self, parameters: Tensor, *, temperature: float = 1.0) -> Tensor:
         mu, log_s = self._split(parameters)
-        return self._whole(mu + log_s.exp() * torch.randn_like(mu))
+        return self._whole(mu + temperature * log_s.exp() * torch.randn_like(mu))
 
     def mode(self, parameters: Tensor) -> Tensor:
         return self._whole(self._split(parameters)[0])

@@ -26,8 +26,11 @@ class Likelihood(Protocol):
         """parameters (..., F, H, W), x (..., C, H, W) -> log p(x) in nats, (...)."""
         ...
 
-    def sample(self, parameters: Tensor) -> Tensor:
-        """parameters (..., F, H, W) -> a draw, (..., C, H, W) of integers."""
+    def sample(self, parameters: Tensor, *, temperature: float = 1.0) -> Tensor:
+        """parameters (..., F, H, W) -> a draw, (..., C, H, W) of integers.
+
+        temperature   divides logits and multiplies scales; 0 takes the mode
+        """
         ...
 
     def mode(self, parameters: Tensor) -> Tensor:
@@ -66,8 +69,10 @@ class Bernoulli:
         logits = wide(parameters)
         return BernoulliSum.apply(logits, x.to(logits.dtype))
 
-    def sample(self, parameters: Tensor) -> Tensor:
-        return torch.bernoulli(wide(parameters).sigmoid()).to(torch.uint8)
+    def sample(self, parameters: Tensor, *, temperature: float = 1.0) -> Tensor:
+        if temperature == 0:
+            return self.mode(parameters)
+        return torch.bernoulli((wide(parameters) / temperature).sigmoid()).to(torch.uint8)
 
     def mode(self, parameters: Tensor) -> Tensor:
         return (parameters > 0).to(torch.uint8)
@@ -120,8 +125,10 @@ class Categorical:
         x = x.expand(*lead, *x.shape[-3:]).reshape(-1, *x.shape[-3:])
         return -F.cross_entropy(logits, x.long(), reduction="none").sum((-3, -2, -1)).reshape(lead)
 
-    def sample(self, parameters: Tensor) -> Tensor:
-        logits = self._logits(parameters)
+    def sample(self, parameters: Tensor, *, temperature: float = 1.0) -> Tensor:
+        if temperature == 0:
+            return self.mode(parameters)
+        logits = self._logits(parameters) / temperature
         return whole((logits + gumbel(logits)).argmax(-4), self.levels)
 
     def mode(self, parameters: Tensor) -> Tensor:
@@ -172,24 +179,27 @@ class DiscretizedLogisticMixture:
         mass = torch.where(lowest, above, torch.where(highest, below, above + below + width))
         return (logits.log_softmax(-3) + mass.sum(-3)).logsumexp(-3).sum((-2, -1))
 
-    def sample(self, parameters: Tensor) -> Tensor:
-        return self._draw(parameters, noise=True)
+    def sample(self, parameters: Tensor, *, temperature: float = 1.0) -> Tensor:
+        return self._draw(parameters, temperature)
 
     def mode(self, parameters: Tensor) -> Tensor:
         """The centre of the heaviest component, channel after channel: close to the most probable image."""
-        return self._draw(parameters, noise=False)
+        return self._draw(parameters, 0.0)
 
-    def _draw(self, parameters: Tensor, *, noise: bool) -> Tensor:
+    def _draw(self, parameters: Tensor, temperature: float) -> Tensor:
         C = self._channels(parameters)
         logits, mean, log_scale, coefficients = self._split(parameters, C)
-        best = (logits + gumbel(logits) if noise else logits).argmax(-3, keepdim=True).unsqueeze(-3)
+        if temperature:
+            logits, log_scale = logits / temperature, log_scale + math.log(temperature)
+            logits = logits + gumbel(logits)
+        best = logits.argmax(-3, keepdim=True).unsqueeze(-3)
         mean, log_scale, coefficients = (
             torch.take_along_dim(part, best, -4) for part in (mean, log_scale, coefficients)
         )  # (..., 1, C, H, W)
         v = torch.zeros_like(mean)
         for c in range(C):
             value = self._mean(c, v, mean, coefficients)
-            if noise:
+            if temperature:
                 u = torch.rand_like(value).clamp(1e-7, 1 - 1e-7)
                 value = value + log_scale[..., c : c + 1, :, :].exp() * u.logit()
             v[..., c : c + 1, :, :] = self._scaled(self._level(value), v.dtype)

@@ -57,6 +57,15 @@ class WindowConv(nn.Module):
         return self.weight if self.mask is None else self.weight * self.mask
 
 
+def reach_of(side: int) -> int:
+    """How far a window of this side reaches from its middle. ValueError for a side without a middle, and for 1."""
+    if side < 3 or side % 2 == 0:
+        raise ValueError(
+            f"a window of side {side} has nothing around a middle; try {max(3, side + 1 - side % 2)}"
+        )
+    return side // 2
+
+
 def channels_of(dim: int, channels: int) -> Tensor:
     """The channel that each of so many features belongs to: (dim,)."""
     return torch.arange(dim) % channels

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.nn.autoencoder import group_norm
+from zoo.nn.likelihood import wide
 
 VGG16 = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 FILES = ("vgg16-397923af.pth", "vgg.pth")  # torchvision's network, and the heads of LPIPS 0.1 for it
@@ -124,8 +125,8 @@ def feature_distance(network: nn.Module, a: Tensor, b: Tensor) -> Tensor:
 
 
 def apart(p: Tensor, q: Tensor) -> Tensor:
-    """The squared difference of features (B, C, H, W), each of length 1 at every place first."""
-    return (F.normalize(p, dim=1, eps=1e-10) - F.normalize(q, dim=1, eps=1e-10)).square()
+    """The squared difference of features (B, C, H, W), each of length 1 at every place first; float32 at least."""
+    return (F.normalize(wide(p), dim=1, eps=1e-10) - F.normalize(wide(q), dim=1, eps=1e-10)).square()
 
 
 def no_perceptual() -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.nn.likelihood import wide
+from zoo.nn.quantizers import straight_through
 
 Encoder = Callable[[Tensor], tuple[Tensor, Tensor]]
 AT_ONCE = 2**23  # numbers of (z - mu) that a mixture has in memory at a time
@@ -61,7 +62,8 @@ class GaussianMixture(nn.Module):
 class VampPrior(nn.Module):
     """The posteriors of M images that are learned: p(z) = 1/M sum_m q(z|u_m), Tomczak and Welling 2017, eq. 9.
 
-    The pseudo-inputs u lie in [0, 1], by clamping. They begin as training images, one of the authors' two choices.
+    The pseudo-inputs u lie in [0, 1], by clamping, whose gradient goes straight through: they begin as training
+    images, one of the authors' two choices, and so most of their pixels at 0 or 1, where a clamp may have none.
 
     components   M
     """
@@ -80,15 +82,19 @@ class VampPrior(nn.Module):
         index = torch.arange(len(self.inputs), device=images.device) % len(images)
         self.inputs.copy_(images[index])
 
+    def images(self) -> Tensor:
+        """u, (M, C, H, W)."""
+        return straight_through(self.inputs, self.inputs.detach().clamp(0, 1))
+
     def log_prob(self, z: Tensor, encoder: Encoder) -> Tensor:
         """log p(z)."""
-        mu, lv = encoder(self.inputs.clamp(0, 1))
+        mu, lv = encoder(self.images())
         return log_mixture(z, mu.new_full((len(mu),), -math.log(len(mu))), mu, lv)
 
     def sample(self, like: Tensor, encoder: Encoder, *, temperature: float = 1.0) -> Tensor:
         """Draws of the shape, type and device of like (n, D); at temperature 0 they are posterior means."""
         m = torch.randint(len(self.inputs), (len(like),), device=like.device)
-        return normal(*encoder(self.inputs[m].clamp(0, 1)), temperature).to(like)
+        return normal(*encoder(self.images()[m]), temperature).to(like)
 
 
 def log_normal(z: Tensor, mu: Tensor, lv: Tensor) -> Tensor:

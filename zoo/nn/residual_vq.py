@@ -19,8 +19,8 @@ class ResidualVQ(Quantizer):
     The gradient goes through once, from z_q to z, not once a layer. Terms are summed over the layers.
 
     layer     layer(dim) makes the quantizer of one layer, as zoo.nn.VectorQuantizer with its options
-    dropout   probability that an example is trained with only its first n layers, n = 1 ... depth - 1 drawn
-              evenly, so that the first codes alone mean something too
+    dropout   probability that an example is decoded from only its first n layers, n = 1 ... depth - 1 drawn
+              evenly, so that the first codes alone mean something too; the terms are of all layers
 
     Raises ValueError for layers that bring vectors to length 1: what is left over has not.
     """

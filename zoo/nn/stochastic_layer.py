@@ -23,6 +23,8 @@ class StochasticLayer(nn.Module):
     encoder  encoder((D,), (2 L,)) makes q(h|z): mu, then lv
     decoder  decoder((L,), (2 D,)) makes p(z|h): mu, then lv
     prior    prior(L, (D,)) makes p(h): zoo.nn.StandardNormal, GaussianMixture, or another layer
+
+    ValueError for a prior that begins at images, which h is not given.
     """
 
     def __init__(
@@ -40,6 +42,11 @@ class StochasticLayer(nn.Module):
         self.encoder = encoder((dim,), (2 * latent,))
         self.decoder = decoder((latent,), (2 * dim,))
         self.prior = prior(latent, (dim,))
+        if hasattr(self.prior, "wants"):
+            raise ValueError(
+                f"a {type(self.prior).__name__} is of images in [0, 1], and a second layer's is of latents; take "
+                "zoo.nn.StandardNormal or GaussianMixture for it"
+            )
 
     def log_prob(self, z: Tensor, encoder: Encoder) -> Tensor:
         """An estimate of log p(z) whose exponential is p(z) on average: (...); the images' encoder is not asked."""
