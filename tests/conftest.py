@@ -64,3 +64,31 @@ def finished(tmp_path_factory):
 def copy(finished, tmp_path):
     """A copy of the finished run, in runs of its own."""
     return Path(shutil.copytree(finished, tmp_path / "runs" / finished.name))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder of runs to compare, empty: folder.run(...) writes one."""
+    from comparisons import Folder
+
+    return Folder(tmp_path)
+
+
+@pytest.fixture
+def grid(folder):
+    """The same folder with runs of two mixers with two encodings, three seeds each."""
+    from comparisons import pairs
+
+    return pairs(folder)
+
+
+@pytest.fixture
+def table(folder):
+    """table(*arguments): the comparison of the folder's runs, as printed."""
+    return folder.table
+
+
+@pytest.fixture
+def refusal(folder):
+    """refusal(*arguments): the sentence with which that comparison is refused."""
+    return folder.refusal

@@ -4,27 +4,7 @@ import json
 import re
 
 import pytest
-from test_compare import Folder, line, pairs
-
-
-@pytest.fixture
-def folder(tmp_path):
-    return Folder(tmp_path)
-
-
-@pytest.fixture
-def table(folder):
-    return folder.table
-
-
-@pytest.fixture
-def refusal(folder):
-    return folder.refusal
-
-
-@pytest.fixture
-def grid(folder):
-    return pairs(folder)
+from comparisons import line
 
 
 @pytest.mark.parametrize(

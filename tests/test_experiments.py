@@ -55,9 +55,14 @@ STAGES = {
         for second, first in {"code_prior": "VQVAE", "latent_diffusion": "KLAutoencoder"}.items()
         for name, shape in {"cifar10": [3, 32, 32], "mnist_cpu": [1, 28, 28]}.items()
     },
-    **dict.fromkeys(
-        ("vqgan/cifar10", "kl_autoencoder/cifar10", "kl_autoencoder/mnist_cpu"), ["perceptual=none"]
-    ),
+    **{
+        f"{model}/{name}": ["perceptual=none"]
+        for model, name in (
+            ("vqgan", "cifar10"),
+            ("kl_autoencoder", "cifar10"),
+            ("kl_autoencoder", "mnist_cpu"),
+        )
+    },
 }
 
 

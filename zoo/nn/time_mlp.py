@@ -13,9 +13,9 @@ class TimeMLP(nn.Module):
     """Residual layers over a sum of what x, t and a condition say.  x (B, *shape), t (B,), c -> (B, *shape)
 
     h = W x + w (1 - t) + C c, then h = h + V act(U h) in each layer, then a linear map back: the network of Cheng &
-    Schwing 2025, whose code has these sizes. The time enters as the one number that it is, since sinusoids would make an
-    ODE's solver take small steps; and counted from the noise, as theirs: where it is 0 a network learns sooner how
-    sharply fields turn, which one step from the noise shows (a squared W2 of 6.2 on moons, 5.0 when told t).
+    Schwing 2025, whose code has these sizes. The time enters as the one number that it is, since sinusoids would make
+    an ODE's solver take small steps; and counted from the noise, as theirs: near 0 a network learns sooner how fields
+    turn, which one step from the noise shows (a squared W2 of 6.2 on moons, where told t it is 5.0).
 
     shape       of an example
     context     width of a condition's vector, None for none
