@@ -17,7 +17,6 @@ from zoo.nn import (
     EDMPath,
     EDMWeight,
     EightGaussians,
-    Independent,
     LogNormal,
     MinibatchOT,
     MinSNR,
@@ -33,7 +32,7 @@ from zoo.nn.divergence import rademacher, transported
 from zoo.nn.interval import Interval
 from zoo.nn.runge_kutta import rk4
 from zoo.nn.samplers import Field
-from zoo.nn.solvers import SOLVERS, along
+from zoo.nn.solvers import SOLVERS, along, solve
 from zoo.types import Codec, Density, Sampler, Trainable, can
 
 TARGETS = (Velocity, Noise, Data, Score, Preconditioned)
@@ -149,29 +148,36 @@ def test_weights_make_losses_of_different_targets_one():
     close(torch.stack(losses[2:]), torch.stack(losses[:2]).repeat(3), 1e-8)
 
 
+def of_a_line(coupling=None, pairs=None) -> Diffusion:
+    """A flow from 8 Gaussians to a line, or of pairs, trained in a second."""
+    torch.manual_seed(0)
+    network = partial(TimeMLP, width=32)
+    model = Diffusion(shape=(2,), levels=None, backbone=network, source=EightGaussians, coupling=coupling)
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    for _ in range(160):
+        batch = {"x": torch.rand(64, 1) * torch.tensor([4.0, 0.0]) + torch.tensor([1.0, 2.0])}
+        if pairs is not None:
+            some = torch.randint(len(pairs["x"]), (64,))
+            batch = {name: part[some] for name, part in pairs.items()}
+        optimizer.zero_grad()
+        model.loss(**batch)["loss"].backward()
+        optimizer.step()
+    return model
+
+
 def test_a_network_learns_to_make_its_data():
-    """8 Gaussians become a line; with optimal transport on ways that are straighter."""
+    """8 Gaussians become a line; on ways that are straighter with optimal transport, and of a flow's own pairs."""
+    first = of_a_line()
+    noise = first.noise(512)
+    with torch.no_grad():
+        pairs = {"x": solve(first.field(), noise, steps=10), "noise": noise}
     bends = []
-    for coupling in (Independent(), MinibatchOT()):
-        torch.manual_seed(0)
-        model = Diffusion(
-            shape=(2,),
-            levels=None,
-            backbone=partial(TimeMLP, width=32),
-            source=EightGaussians,
-            coupling=coupling,
-        )
-        optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
-        for _ in range(80):
-            x = torch.rand(64, 1) * torch.tensor([4.0, 0.0]) + torch.tensor([1.0, 2.0])
-            optimizer.zero_grad()
-            model.loss(x)["loss"].backward()
-            optimizer.step()
+    for model in (first, of_a_line(MinibatchOT()), of_a_line(pairs=pairs)):
         x = model.sample(500, steps=10)
         assert (x.mean(0) - torch.tensor([3.0, 2.0])).abs().max() < 0.5
         assert x[:, 1].std() < 1.0
         bends.append(model.straightness(200, steps=10).mean())
-    assert bends[1] < 0.5 * bends[0]
+    assert max(bends[1:]) < 0.5 * bends[0]
 
 
 def test_pairs_of_noise_and_data_are_trained_on_as_they_are():
@@ -258,6 +264,23 @@ class TestGuidance:
         assert model.sample(5).shape == (5, 2)
         assert model.log_prob(torch.randn(4, 2), torch.tensor([0, 1, 2, 0])).shape == (4,)
 
+    def test_a_class_that_there_is_not_is_refused(self):
+        """3 of 3 classes is the place of the null condition."""
+        model = small(condition=partial(ClassCondition, 3, dim=4))
+        for ask in (model.sample, lambda n, y: model.log_prob(torch.randn(n, 2), y)):
+            with pytest.raises(ValueError, match="labels go from 0 to 2, and those asked for from 0 to 3"):
+                ask(2, torch.tensor([0, 3]))
+
+    def test_the_code_of_an_example_is_that_of_its_class(self):
+        """Classes that were drawn for the way there and for the way back would be two."""
+        model, x = small(condition=partial(ClassCondition, 3, dim=4)), torch.randn(4, 2)
+        assert not can(model, Codec)
+        for ask in (model.encode, model.decode):
+            with pytest.raises(ValueError, match="needs y"):
+                ask(x)
+        y = torch.tensor([0, 1, 2, 0])
+        close(model.decode(model.encode(x, y, steps=1000), y, steps=1000), x, 0.1)
+
 
 class TestIntegers:
     """Images of integers: scaled to [-1, 1], rounded back, their probability bounded."""
@@ -295,8 +318,8 @@ class TestIntegers:
         model = self.model(8)
         x = torch.randint(8, (64, 1, 2, 2), dtype=torch.uint8)
         torch.manual_seed(0)
-        one = torch.stack([model.log_prob(x) for _ in range(4)]).mean()
-        assert model.log_prob(x, samples=8).mean() > one - 0.02
+        one = torch.stack([model.log_prob(x, tolerance=1e-3) for _ in range(4)]).mean()
+        assert model.log_prob(x, samples=8, tolerance=1e-3).mean() > one - 0.02
         assert model.protocol == {"trace": "exact", "dequantization": "uniform"}
         with pytest.raises(ValueError, match="samples=0"):
             model.log_prob(x, samples=0)
@@ -318,6 +341,25 @@ class TestIntegers:
         x = torch.randn(3, 1, 2, 2)
         x_0, x_1 = model.field(clip=True).ends(x, torch.tensor(0.5))
         close(alpha * x_0 + sigma * x_1, x, 1e-5)
+
+    def test_estimates_are_kept_within_the_range_at_the_datas_end_too(self):
+        model, x = self.model(256), torch.randn(3, 1, 2, 2)
+        field = model.field(clip=True)
+        assert field(x, torch.tensor(0.0)).isfinite().all()
+        assert field.ends(x, torch.tensor(0.0))[0].abs().max() <= 1
+        torch.manual_seed(0)
+        seen = along(field, model.noise(3), solver="heun", steps=4)[1]
+        assert seen.isfinite().all()
+
+    def test_the_noise_of_data_is_the_closed_forms(self, name):
+        """Of unit size, whatever a path multiplies it by."""
+        path = PATHS[name]
+        z = torch.randn(64, 2, dtype=torch.float64)
+        mean, deviation = gaussian.law(path, path.span[1])
+        sigma = path.coefficients(torch.tensor(path.span[1], dtype=torch.float64))[1]
+        target = Velocity() if told(path, Velocity()) else Noise()
+        noise = gaussian.optimal(path, target).encode(gaussian.MU + gaussian.S * z, steps=400)
+        close(noise, (mean + deviation * z) / sigma, 0.05)
 
     def test_images_come_back_from_their_noise(self):
         model = gaussian.optimal(VariancePreserving(), Noise())
@@ -352,6 +394,23 @@ def test_a_shift_of_the_training_is_that_of_the_samples():
     assert not torch.equal(model.sample(4, steps=3, shift=1.0), own)
 
 
+def test_every_option_of_a_sampler_matters():
+    model = small(path=VariancePreserving(), target=Noise())
+
+    def drawn(**options):
+        torch.manual_seed(0)
+        return model.sample(4, **{"steps": 3, **options})
+
+    for plain, more in (
+        ({"solver": "ddim"}, {"eta": 0.5}),
+        ({"solver": "ddpm"}, {"variance": "large"}),
+        ({"solver": "rk45"}, {"tolerance": 1e-1}),
+        ({}, {"steps": 4}),
+        ({}, {"shift": 2.0}),
+    ):
+        assert not torch.equal(drawn(**plain), drawn(**plain, **more)), more
+
+
 def test_noise_of_another_law_has_no_ancestral_sampler():
     model = small(source=EightGaussians)
     assert model.sample(4, solver="rk4", steps=2).shape == (4, 2)
@@ -361,6 +420,8 @@ def test_noise_of_another_law_has_no_ancestral_sampler():
             model.sample(4, **options)
     with pytest.raises(ValueError, match="clip=true"):
         model.sample(4, clip=True)
+    with pytest.raises(ValueError, match=r"points of the plane, and the data have shape=\[1, 2, 2\]"):
+        small(source=EightGaussians, shape=(1, 2, 2)).sample(4)
     with pytest.raises(ValueError, match=r"drop=1\.5"):
         small(drop=1.5)
     with pytest.raises(ValueError, match=r"high=0\.999"):

@@ -103,6 +103,9 @@ def test_weights_are_of_the_error_of_the_data(path):
     close(MinSNR()(path, T, Noise().gain(path, T)), snr.clamp(max=5) / snr, 1e-10)
     close(EDMWeight()(path, T, Preconditioned().gain(path, T)), torch.ones_like(T), 1e-10)
     close(PlainWeight()(path, T, Noise().gain(path, T)), torch.ones_like(T))
+    ends = torch.tensor(path.span, dtype=torch.float64)
+    for weight in (EDMWeight(), MinSNR(), PlainWeight()):
+        assert weight(path, ends, Velocity().gain(path, ends)).isfinite().all()
     error = torch.randn(len(T), 3, dtype=torch.float64)
     x_0, x_1, x_t = pairs(path)
     for target in TARGETS:

@@ -2,7 +2,8 @@
 
 import itertools
 import json
-from functools import partial
+from functools import partial, wraps
+from types import SimpleNamespace
 
 import commands
 import numpy as np
@@ -10,13 +11,22 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 from PIL import Image
+from torch import nn
 
 import zoo
+from zoo.evaluation import nfe
+from zoo.evaluation.features import Extractor
 from zoo.evaluation.points import w2_squared
+from zoo.jobs import points
+from zoo.jobs.features import real, told_of
+from zoo.jobs.quality import sampled
+from zoo.jobs.reflow import pairs
+from zoo.jobs.samples import show_steps
 from zoo.models import Diffusion
-from zoo.nn import EDMPath, TimeMLP
+from zoo.nn import ClassCondition, EDMPath, TimeMLP
 from zoo.nn.solvers import solve
 from zoo.runs import Run
+from zoo.training.loaders import Loaders
 
 FLOW = (
     "model=rectified_flow",
@@ -88,6 +98,126 @@ def test_a_second_flow_is_trained_on_pairs_and_measured_on_the_first_ones_data(f
     other = zoo.data.reflow("train", root=str(folder), base=None, holdout=30)
     other.noise = other.noise + 1
     assert other.fingerprint != root.fingerprint
+
+
+def test_pairs_of_a_model_with_classes_have_them_and_are_made_as_it_samples(tmp_path):
+    torch.manual_seed(0)
+    condition = partial(ClassCondition, 3, dim=4)
+    model = Diffusion(
+        shape=(2,), levels=None, backbone=partial(TimeMLP, width=8), condition=condition, shift=3.0
+    )
+    loaders = SimpleNamespace(facts={"shape": [2], "classes": 3})
+    run = SimpleNamespace(folder=tmp_path, identity="a" * 64, config={"dataset": {"source": {}}})
+    options = {"solver": "euler", "steps": 4, "guidance": 2.0}
+    with np.load(pairs(model, loaders, run, tmp_path / "pairs", n=300, options=options)) as file:
+        x, noise, y = (torch.from_numpy(file[name]) for name in ("x", "noise", "y"))
+    assert y.bincount().min() > 50
+    field = model.field(y, guidance=2.0)
+    torch.testing.assert_close(
+        x, solve(field, noise, solver="euler", steps=4, shift=3.0), rtol=1e-4, atol=1e-5
+    )
+    facts = json.loads((tmp_path / "pairs" / "facts.json").read_text())
+    assert facts["classes"] == 3
+    assert facts["made_by"]["shift"] == 3.0
+    assert facts["made_by"]["guidance"] == 2.0
+    for wrong, words in (
+        ({"solver": "ddpm"}, "draws noise at each step"),
+        ({"eta": 1.0}, r"sample\.eta: .* with solver, steps"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            pairs(model, loaders, run, tmp_path / "pairs", n=2, options=wrong)
+
+
+def test_samples_of_a_second_flow_are_compared_with_real_images_and_not_with_the_firsts(
+    tmp_path, monkeypatch
+):
+    """And those of any flow with images that are not cropped or mirrored."""
+    x = torch.arange(40).reshape(10, 1, 2, 2).to(torch.uint8)
+
+    def images(split, *, augment=None):
+        return zoo.data.Arrays(x[:5] if split == "test" else x, levels=40, augment=augment)
+
+    base = partial(images, augment=lambda x: x.flip(-1))
+    source = partial(zoo.data.reflow, root=str(tmp_path), base=base, levels=40)
+    facts = {
+        "name": "reflow",
+        "kind": "image",
+        "shape": [1, 2, 2],
+        "levels": 40,
+        "sizes": {"train": 3, "val": 0},
+    }
+    for kind in (source, base):
+        data = real(Loaders(kind, facts, batch_size=2, seed=0))
+        assert torch.equal(data.dataset("train")[torch.arange(10)]["x"], x)
+        assert told_of(data, "train") == "train"
+        assert len(data.dataset("test")) == 5
+    same = Loaders(images, facts, batch_size=2, seed=0)
+    assert real(same) is same
+    monkeypatch.setenv("ZOO_CACHE_DIR", str(tmp_path))
+    model = nn.Linear(1, 1)
+    model.sample = lambda n, y=None: x[torch.randint(10, (n,))]
+    sees = Extractor("_zoo", {"features": "pixels"}, "pixels", lambda x: x.flatten(1).double())
+    asked = {"samples": 50, "reference": "train", "sample": {}, "metrics": ["fid"]}
+    made, held_out = sampled(model, Loaders(source, facts, batch_size=2, seed=0), asked, sees, split="test")
+    assert made["protocol"]["reference_count"] == 10
+    assert (made["name"], held_out["name"], held_out["count"]) == ("fid_zoo", "fid_zoo_real", 5)
+    assert made["value"] < held_out["value"]  # five of the ten images are others
+    assert len(list(tmp_path.rglob("*.npz"))) == 2
+
+
+def test_the_evaluations_of_an_adaptive_solver_are_the_mean_over_all_parts():
+    """The last part has 44 of 300 points, and they are solved by themselves."""
+    torch.manual_seed(0)
+    model = Diffusion(shape=(2,), levels=None, backbone=partial(TimeMLP, width=8))
+    data = SimpleNamespace(dataset=lambda split: zoo.data.Moons(split, sizes={"test": 300}))
+    sample = model.sample
+
+    @wraps(sample)
+    def counted(*args, **options):
+        x = sample(*args, **options)
+        model.evaluations = len(x)
+        return x
+
+    model.sample = counted
+    asked = {"metrics": ["w2_squared"], "samples": 300, "sample": {"solver": "rk45"}}
+    (number,) = points.measured(model, data, asked, split="test")
+    assert number["protocol"]["nfe"] == (256 + 44) / 2
+    of_solvers = {"solver", "tolerance", "steps", "shift", "eta", "variance"}
+    assert of_solvers & number["protocol"].keys() == {"solver", "tolerance"}  # what rk45 has no use for is not told
+    assert nfe([20, 23, 23]) == {"nfe": 22.0}
+    assert nfe([None, None]) == {}
+
+
+def test_someone_before_a_screen_sees_the_steps(monkeypatch, capsys):
+    model = Diffusion(shape=(2,), levels=None, backbone=partial(TimeMLP, width=8))
+    show_steps(model)
+    model.sample(3, steps=2)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    show_steps(model)
+    model.sample(3, steps=2)
+    assert "sampling  step 0, 3 at once" in capsys.readouterr().err
+
+
+def test_a_flow_is_told_captions_and_asked_for_one(tmp_path):
+    small = (
+        "model=sd3",
+        "dataset=digits_captions",
+        "condition=caption",
+        "condition.dim=16",
+        "backbone.depth=1",
+    )
+    small += ("condition.depth=1", "backbone.dim=16", "backbone.heads=2", "evaluate.sample.steps=1")
+    done = commands.train(tmp_path, *small)
+    assert done.code == 0, done.err
+    run = Run.open(commands.only(tmp_path))
+    words = (f"run={run.folder}", "n=2", "sample.steps=2", "sample.guidance=2", "name=asked")
+    done = commands.run("scripts/sample", *words, "caption=the digit seven")
+    assert done.code == 0, done.err
+    assert (run.samples / "asked.png").exists()
+    done = commands.run("scripts/sample", *words, "y=7")
+    assert done.code == 1
+    assert "has captions, not labels" in done.err
 
 
 def test_without_pairs_the_way_to_them_is_told(tmp_path):

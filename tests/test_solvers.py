@@ -11,7 +11,7 @@ from zoo.nn import Straight, VariancePreserving
 from zoo.nn.divergence import divergence, rademacher, transported
 from zoo.nn.runge_kutta import euler, rk4, rk45
 from zoo.nn.samplers import Field, ddim, ddpm
-from zoo.nn.solvers import SOLVERS, solve, straightness
+from zoo.nn.solvers import SOLVERS, in_use, solve, straightness
 
 ORDERS = {"euler": 1, "heun": 2, "midpoint": 2, "rk4": 4, "ddim": 1, "dpm_solver": 2}
 SPANS = {
@@ -109,6 +109,40 @@ def test_ddim_with_all_its_noise_is_the_ancestral_sampler(name):
         times = path.grid(20)[1:]
         drawn.append(sampler(gaussian.field(path), start, times, **options))
     close(*drawn, 1e-9)
+
+
+@pytest.mark.parametrize(
+    ("solver", "options"),
+    [("ddim", {"eta": 0.7}), ("ddpm", {"variance": "large"}), ("rk45", {"tolerance": 1e-2})],
+)
+def test_a_solvers_own_options_reach_it(solver, options):
+    path, z = Straight(), points()
+    ends = []
+    for told in (options, {}):
+        torch.manual_seed(2)
+        solved = solve(gaussian.field(path), z, solver=solver, steps=7, **told)
+        torch.manual_seed(2)
+        close(solved, SOLVERS[solver](gaussian.field(path), z, path.grid(7), **told))
+        ends.append(solved)
+    assert (ends[0] - ends[1]).abs().max() > 1e-6
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_the_options_in_use_are_those_that_change_something(solver):
+    plain = {"steps": 4, "shift": 1.0, "eta": 0.0, "variance": "small", "tolerance": 1e-3}
+    other = {"steps": 5, "shift": 2.0, "eta": 0.5, "variance": "large", "tolerance": 1e-1}
+
+    def solved(**options):
+        torch.manual_seed(2)
+        return solve(gaussian.field(VariancePreserving()), points(), solver=solver, **{**plain, **options})
+
+    def changes(name):
+        try:
+            return not torch.equal(solved(**{name: other[name]}), solved())
+        except ValueError:  # it is another solver's, and refused
+            return False
+
+    assert set(in_use({"solver": solver, **plain})) == {"solver", *filter(changes, plain)}
 
 
 def test_one_ddim_step_to_the_data_is_the_estimate_of_the_data(name):

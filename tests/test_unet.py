@@ -64,6 +64,21 @@ def test_it_tells_zero_at_first(context):
     assert model(x, t, None if context is None else c).abs().max() == 0
 
 
+@pytest.mark.parametrize("context", [None, 64])
+def test_weights_start_as_ddpms(context):
+    """Even on +-sqrt(6 / (enter + leave)) for each map, keys' and values' among them; zero where a branch ends."""
+    torch.manual_seed(0)
+    model = UNet((3, 8, 8), context, dim=64, mult=(1, 2), depth=1)
+    for look in (model.middle[0].attention, model.middle[0].cross or model.middle[0].attention):
+        k, v = look.kv.weight.chunk(2)
+        for weight in (look.q.weight, k, v):
+            assert weight.abs().max().item() == pytest.approx((6 / sum(weight.shape)) ** 0.5, rel=0.01)
+        assert not torch.equal(k, v)
+        assert look.out.weight.abs().max() == 0
+    inner = model.middle[0].inner.weight
+    assert inner.abs().max().item() == pytest.approx((6 / (2 * 9 * 128)) ** 0.5, rel=0.01)
+
+
 def test_every_block_is_the_shortcut_at_first():
     model = UNet((3, 8, 8), None, **SMALL).double()
     x, h = torch.randn(2, 8, 8, 8).double(), torch.randn(2, 32).double()

@@ -1,7 +1,7 @@
 """Samples of a model: drawn by a seed, kept as a picture, as text, and as numbers."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,21 @@ def drawn(
             name: value[start:stop] if isinstance(value, Tensor) else value for name, value in force.items()
         }
         yield model.sample(stop - start, None if y is None else y[start:stop], **own)
+
+
+def told(model: Any, force: Mapping[str, Any]) -> dict[str, Any]:
+    """What a protocol tells of the options of `sample` in force: those that had a say, as plain values."""
+    kept = model.of_use(force) if hasattr(model, "of_use") else force
+    return {name: value.tolist() if isinstance(value, Tensor) else value for name, value in kept.items()}
+
+
+def nfe(evaluations: Sequence[int | None]) -> dict[str, float]:
+    """{"nfe": n}, a network's evaluations for each example, the mean over the parts drawn; {} if none was counted.
+
+    evaluations   what the model says of itself after each part: an adaptive solver spends another number on each
+    """
+    counted = [n for n in evaluations if n]
+    return {"nfe": round(sum(counted) / len(counted), 1)} if counted else {}
 
 
 def save(

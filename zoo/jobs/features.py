@@ -5,6 +5,7 @@ the data's fingerprint.
 """
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,7 +46,8 @@ def network(asked: Mapping[str, Any], loaders: Loaders, places: Places | None) -
             raise ValueError(f"{files[0].parent} has {len(files)} networks; name one by features=<file>")
         if files:
             return files[0]
-        if found := [run for run in runs(places.runs) if sees_the_same(run.results, loaders)]:
+        alike = real(loaders)
+        if found := [run for run in runs(places.runs) if sees_the_same(run.results, alike)]:
             return max(found, key=lambda run: (accuracy(run.results), run.folder.name)).folder
     raise FileNotFoundError(
         f"no features for {name}: neither Inception's weights in data_dir/inception nor a classifier's run; "
@@ -95,6 +97,19 @@ def features(
         kept = {field: getattr(found, field).cpu().numpy() for field in Features._fields[1:]}
         keep(path, lambda file: np.savez(file, **kept))
     return found
+
+
+def real(loaders: Loaders) -> Loaders:
+    """The data that samples are compared with: without what training adds to images (crops, flips), as published
+    distances are; and of pairs by reflow those that the first flow learned from, not what it made.
+    """
+    source = getattr(loaders.source, "keywords", {}).get("base") or loaders.source
+    if getattr(source, "keywords", {}).get("augment") is not None:
+        source = partial(source, augment=None)
+    if source is loaders.source:
+        return loaders
+    facts = {**loaders.facts, "sizes": None}  # which are those of the pairs
+    return Loaders(source, facts, batch_size=loaders.batch_size, seed=loaders.seed)
 
 
 def images(loaders: Loaders, split: str, device: torch.device, some: int | None = None) -> Iterator[Tensor]:

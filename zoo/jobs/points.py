@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo import chance
-from zoo.evaluation import draw
+from zoo.evaluation import drawn, nfe, options_in_force, told
 from zoo.evaluation.points import MOST, w2_squared
 from zoo.nn.solvers import along
 from zoo.runs.plot import COLOURS, GREY
@@ -51,21 +51,24 @@ def measured(
     if "w2_squared" in asked["metrics"]:
         started = time.perf_counter()
         x = dataset[torch.arange(n) * len(dataset) // n]["x"]
-        y, force = draw(model, n, options=asked["sample"], seed=seed)
+        force = options_in_force(model.sample, asked["sample"], "sample")
+        parts, spent = [], []
+        for part in drawn(model, n, options=asked["sample"], seed=seed):
+            parts.append(part)
+            spent.append(getattr(model, "evaluations", None))
+        y = torch.cat(parts)
         value = w2_squared(x.to(y.device), y)
-        options = {k: v.tolist() if isinstance(v, Tensor) else v for k, v in force.items()}
-        spent = getattr(model, "evaluations", None)
-        told = {"method": "samples", "samples": n, **options, **({"nfe": spent} if spent else {}), **own}
+        how = {"method": "samples", "samples": n, **told(model, force), **nfe(spent), **own}
         seconds = round(time.perf_counter() - started, 3)
-        numbers.append({**common, "name": "w2_squared", "value": value, "protocol": told, "seconds": seconds})
+        numbers.append({**common, "name": "w2_squared", "value": value, "protocol": how, "seconds": seconds})
     if "straightness" in asked["metrics"]:
         chance.at(seed, "straightness")
         with torch.inference_mode():
             bends = model.straightness(n).double()
         error = float(bends.std()) / math.sqrt(n)
-        told = {"method": "samples", "samples": n, "solver": "euler", "steps": 100, **own}
+        how = {"method": "samples", "samples": n, "solver": "euler", "steps": 100, **own}
         value = float(bends.mean())
-        numbers.append({**common, "name": "straightness", "value": value, "stderr": error, "protocol": told})
+        numbers.append({**common, "name": "straightness", "value": value, "stderr": error, "protocol": how})
     return numbers
 
 
@@ -105,8 +108,8 @@ def picture(
         axes.plot([], [], color=COLOURS[1], linewidth=0.6, label="ways")
     axes.scatter(*real.T, s=3, color=GREY, alpha=0.25, linewidths=0, label="data")
     beyond = len(x) - int(((x - middle).abs() <= reach).all(-1).sum())
-    told = f"samples ({beyond} beyond)" if beyond else "samples"
-    axes.scatter(*x.T, s=9, color=COLOURS[0], alpha=0.9, linewidths=0, label=told)
+    name = f"samples ({beyond} beyond)" if beyond else "samples"
+    axes.scatter(*x.T, s=9, color=COLOURS[0], alpha=0.9, linewidths=0, label=name)
     axes.set_xlim(float(middle[0]) - reach, float(middle[0]) + reach)
     axes.set_ylim(float(middle[1]) - reach, float(middle[1]) + reach)
     axes.set_axis_off()

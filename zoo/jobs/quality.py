@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from zoo import chance
-from zoo.evaluation import drawn, options_in_force
+from zoo.evaluation import drawn, nfe, options_in_force, told
 from zoo.evaluation.features import Extractor
 from zoo.evaluation.quality import NEAREST, Features, frechet, gathered, kid, prdc
 from zoo.jobs import points
-from zoo.jobs.features import Places, features, images, labels, network, told_of
+from zoo.jobs.features import Places, features, images, labels, network, real, told_of
 from zoo.nn import fidelity
 from zoo.training.loaders import Loaders
 from zoo.types import Codec, Density, Sampler, can
@@ -35,6 +35,8 @@ def check(model: nn.Module, asked: Mapping[str, Any], loaders: Loaders, places: 
     if "nll" in metrics and not can(model, Density):
         raise ValueError(f"metrics=nll: {name} has no likelihood")
     points.check(model, set(metrics), loaders)
+    if set(metrics) & set(points.METRICS) and asked["samples"] < 2:
+        raise ValueError(f"samples={asked['samples']}: 2 or more are drawn for {', '.join(points.METRICS)}")
     images = loaders.facts.get("kind") == "image" and loaders.facts.get("levels")
     for metric in metrics:
         contract, does = (Sampler, "draws no samples") if metric in SAMPLED else (Codec, "has no latents")
@@ -46,7 +48,7 @@ def check(model: nn.Module, asked: Mapping[str, Any], loaders: Loaders, places: 
             if not can(model, contract):
                 raise ValueError(f"metrics={metric}: {name} {does}")
     if set(metrics) & set(SAMPLED):
-        if not isinstance(asked["samples"], int) or asked["samples"] <= NEAREST:
+        if asked["samples"] <= NEAREST:
             raise ValueError(
                 f"samples={asked['samples']}: more than {NEAREST} are drawn for {', '.join(SAMPLED)}"
             )
@@ -75,29 +77,28 @@ def sampled(
     Of real images there are as many as of samples, if the split has so many; of the reference split itself none.
     """
     device, n, reference = next(model.parameters()).device, asked["samples"], asked["reference"]
+    data = real(loaders)
     started = time.perf_counter()
     force = options_in_force(model.sample, asked["sample"], "sample")
-    y = labels(loaders, reference, n).to(device) if getattr(model, "conditional", False) else None
-    evaluations: list[int] = []  # of the network, for each part that is drawn
+    y = labels(data, reference, n).to(device) if getattr(model, "conditional", False) else None
+    evaluations: list[int | None] = []  # of the network, for each part that is drawn
 
     def seen() -> Iterator[Tensor]:
         for x in drawn(model, n, y=y, options=asked["sample"], seed=seed):
-            evaluations.append(getattr(model, "evaluations", None) or 0)
+            evaluations.append(getattr(model, "evaluations", None))
             yield extract.embed(x)
 
     made = gathered(seen(), n)
-    x = features(extract, loaders, reference, device)
-    told = {**extract.told, "reference": told_of(loaders, reference), "reference_count": x.count}
-    options = {k: v.tolist() if isinstance(v, Tensor) else v for k, v in force.items()}
+    x = features(extract, data, reference, device)
+    of_real = {**extract.told, "reference": told_of(data, reference), "reference_count": x.count}
     of_labels = {} if y is None else {"labels": f"those of images of {reference}"}
-    cost = {"nfe": round(sum(evaluations) / len(evaluations), 1)} if any(evaluations) else {}
     own = {
         "method": "samples",
         "samples": n,
-        **told,
+        **of_real,
         **of_labels,
-        **options,
-        **cost,
+        **told(model, force),
+        **nfe(evaluations),
         **getattr(model, "protocol", {}),
     }
     common = {"kind": "estimate", "split": split}
@@ -108,16 +109,16 @@ def sampled(
     ]
     if split == reference:
         return numbers
-    real = features(extract, loaders, split, device, some=n)
+    held_out = features(extract, data, split, device, some=n)
     return numbers + [
         {
             **common,
             **number,
             "name": f"{number['name']}_real",
-            "count": real.count,
-            "protocol": {"method": "real images", **told, **number["protocol"]},
+            "count": held_out.count,
+            "protocol": {"method": "real images", **of_real, **number["protocol"]},
         }
-        for number in between(x, real, asked["metrics"], extract.suffix, seed)
+        for number in between(x, held_out, asked["metrics"], extract.suffix, seed)
     ]
 
 
@@ -170,15 +171,15 @@ def reconstructed(
     if extract:
         made = gathered(backs(), count)
         x = features(extract, loaders, split, device, some=some)
-        told = {**own, **extract.told, "reference": told_of(loaders, split)}
+        how = {**own, **extract.told, "reference": told_of(loaders, split)}
         common_of = {**common, "kind": "estimate"}
         name = f"rfid{extract.suffix}"
-        numbers += [{**common_of, "name": name, "value": frechet(x, made), "protocol": told}]
+        numbers += [{**common_of, "name": name, "value": frechet(x, made), "protocol": how}]
         if split != asked["reference"]:
-            other = features(extract, loaders, asked["reference"], device, some=count)
-            told = {"method": "real images", **extract.told, "reference": told_of(loaders, split)}
-            told |= {"instead": asked["reference"], "images": other.count}
-            numbers += [{**common_of, "name": f"{name}_real", "value": frechet(x, other), "protocol": told}]
+            other = features(extract, real(loaders), asked["reference"], device, some=count)
+            how = {"method": "real images", **extract.told, "reference": told_of(loaders, split)}
+            how |= {"instead": asked["reference"], "images": other.count}
+            numbers += [{**common_of, "name": f"{name}_real", "value": frechet(x, other), "protocol": how}]
     else:
         for _ in backs():
             pass

@@ -16,6 +16,7 @@ from zoo.training.loaders import Loaders
 
 AT_ONCE = 256  # pairs made together
 FACTS = ("kind", "shape", "levels", "classes", "unit")
+OPTIONS = ("solver", "steps", "shift", "tolerance", "guidance")
 
 
 def pairs(
@@ -31,23 +32,28 @@ def pairs(
 ) -> Path:
     """Write n pairs (x, noise), with labels where the model takes them, into a folder; returns their file.
 
-    options     of zoo.nn.solvers.solve: solver, steps, tolerance ...
+    options     solver, steps, shift, tolerance and guidance, as zoo.models.Diffusion.sample has them
     which       what is said of the run's weights
 
-    ValueError for a model that is no flow from noise to data.
+    ValueError for a model that is no flow from noise to data, for other options, and for a solver that draws noise.
     """
     if not hasattr(model, "field"):
         raise ValueError(
             f"run={run.folder}: {type(model).__name__} makes no data of noise by an ODE; model=rectified_flow does"
         )
-    options = {"solver": "rk45", **options}
+    if other := sorted(set(options) - set(OPTIONS)):
+        raise ValueError(f"sample.{other[0]}: pairs are made by the ODE alone, with {', '.join(OPTIONS)}")
+    options = {"solver": "rk45", "shift": model.shift, "guidance": 1.0, **options}
+    if options["solver"] == "ddpm":
+        raise ValueError("solver=ddpm draws noise at each step, to which no pair belongs; try rk45 or heun")
+    steps = {name: value for name, value in options.items() if name != "guidance"}
     parts: dict[str, list[np.ndarray]] = {"x": [], "noise": [], "y": []}
     for start in range(0, n, AT_ONCE):
         chance.at(seed, "reflow", start)
         with torch.inference_mode():
             noise = model.noise(min(AT_ONCE, n - start))
             y = model.asked(len(noise), None)
-            x = model.interval.data(solve(model.field(y), noise, **options))
+            x = model.interval.data(solve(model.field(y, guidance=options["guidance"]), noise, **steps))
         for name, part in (("x", x), ("noise", noise), ("y", y)):
             if part is not None:
                 parts[name].append(part.cpu().numpy())

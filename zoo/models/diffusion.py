@@ -25,7 +25,7 @@ from zoo.nn.targets import PlainWeight, Target, Velocity
 from zoo.nn.times import TimeSampler, Uniform
 from zoo.nn.transport import Independent
 from zoo.nn.upsample_guidance import upsampled
-from zoo.types import Space
+from zoo.types import Codec, Space
 
 
 class Diffusion(ProbabilityFlow):
@@ -84,6 +84,10 @@ class Diffusion(ProbabilityFlow):
         )
         self.evaluations = 0  # of the network, for each example of the last sample
         self.watch: Watch = None  # told of each step of a sampling: zoo.nn.runge_kutta
+
+    def can(self, ability: type) -> bool:
+        """Whether it has an ability of zoo.types; it is no codec of x where its noise belongs to x and y together."""
+        return isinstance(self, ability) and not (ability is Codec and self.conditional)
 
     def loss(self, x: Tensor, y: Tensor | None = None, *, noise: Tensor | None = None) -> dict[str, Tensor]:
         """The weighted error of what the network tells, at one time for each example.
@@ -153,8 +157,11 @@ class Diffusion(ProbabilityFlow):
     ) -> Field:
         """The velocity field that samples follow: field(x, t), and field.ends(x, t); it counts evaluations.
 
-        ValueError for a guidance other than 1 of a model without condition, or that was never told nothing.
+        ValueError for a guidance other than 1 of a model without condition, or that was never told nothing, and for y
+        that the condition does not know.
         """
+        if self.condition is not None and y is not None:
+            self.condition.check(y)
         if guidance != 1 and self.condition is None:
             raise ValueError(f"guidance={guidance}: this model has no condition; it takes guidance=1")
         if guidance != 1 and self.drop == 0:
@@ -176,9 +183,8 @@ class Diffusion(ProbabilityFlow):
 
         if clip:
             ends = clipped(ends, self.path)
-        if upsample > 1:
-            ends = upsampled(ends, self.path, upsample)
-        return Field(self.path, ends, cost=(2 if two else 1) * (2 if upsample > 1 else 1))
+        around = partial(upsampled, path=self.path, m=upsample) if upsample > 1 else None
+        return Field(self.path, ends, cost=2 if two else 1, around=around)
 
     @torch.inference_mode(False)  # the trace needs gradients, which inference has not
     @torch.no_grad()
@@ -211,17 +217,19 @@ class Diffusion(ProbabilityFlow):
 
     @torch.no_grad()
     def encode(self, x: Tensor, y: Tensor | None = None, *, steps: int = 50, guidance: float = 1.0) -> Tensor:
-        """The noise that gives x, (B, *shape), by DDIM towards the noise: Song et al. 2020, section 5.4."""
+        """The noise that gives x, (B, *shape), by DDIM towards the noise: Song et al. 2020, section 5.4.
+
+        ValueError without y for a model with a condition: with another y the noise gives another x.
+        """
         times = self.path.grid(steps).flip(0)
         x_0 = self.interval.real(x, self.precision)
-        x = ddim(self.field(self.asked(len(x), y), guidance=guidance), x_0, times)
+        x = ddim(self.field(y, guidance=guidance), x_0, times)
         return x / self.path.coefficients(times[-1])[1]
 
     @torch.no_grad()
     def decode(self, z: Tensor, y: Tensor | None = None, *, steps: int = 50, guidance: float = 1.0) -> Tensor:
-        """The data that noise gives by DDIM, (B, *shape), the data's own kind of numbers."""
-        field = self.field(self.asked(len(z), y), guidance=guidance)
-        return self.interval.data(solve(field, z, solver="ddim", steps=steps))
+        """The data that noise gives by DDIM, (B, *shape), the data's own kind of numbers; y as in encode."""
+        return self.interval.data(solve(self.field(y, guidance=guidance), z, solver="ddim", steps=steps))
 
     @torch.no_grad()
     def straightness(self, n: int, y: Tensor | None = None, *, steps: int = 100) -> Tensor:

@@ -32,7 +32,8 @@ class Condition(NamedTuple):
 class ClassCondition(nn.Module):
     """A vector for each class, and one for none.  y (B,) in [0, classes), keep (B,) -> Condition(vector (B, D))
 
-    The last of classes + 1 embeddings is the null condition. They start N(0, 0.02^2), as in Peebles & Xie 2022.
+    The last of classes + 1 embeddings is the null condition: y that is asked for is checked not to be it, that of a
+    dataset was. They start N(0, 0.02^2), as in Peebles & Xie 2022.
     Raises ValueError for data without classes, and for y that are no labels.
     """
 
@@ -52,6 +53,10 @@ class ClassCondition(nn.Module):
                 f"labels have shape (B,), these have {tuple(y.shape)}; captions ask for condition=caption"
             )
         return Condition(self.embed(torch.where(keep, y.long(), self.classes)))
+
+    def check(self, y: Tensor) -> None:
+        """Raise ValueError for labels of no class."""
+        known(y, 0, self.classes, "labels")
 
     def unasked(self, n: int) -> Tensor:
         """y for n examples of which nothing is asked: labels drawn evenly, (n,)."""
@@ -103,9 +108,21 @@ class CaptionCondition(nn.Module):
         share = mask / mask.sum(1, keepdim=True)
         return Condition(self.pool((tokens * share.unsqueeze(-1).type_as(tokens)).sum(1)), tokens, mask)
 
+    def check(self, y: Tensor) -> None:
+        """Raise ValueError for symbols of no caption."""
+        known(y, PAD, self.levels, "the symbols of captions")
+
     def unasked(self, n: int) -> Tensor:
         """y for n examples of which nothing is asked: empty captions, (n, L)."""
         return torch.full((n, self.length), PAD, device=self.embed.weight.device)
+
+
+def known(y: Tensor, low: int, high: int, what: str) -> None:
+    """Raise ValueError where y is not in [low, high)."""
+    if len(y) and not low <= int(y.min()) <= int(y.max()) < high:
+        raise ValueError(
+            f"{what} go from {low} to {high - 1}, and those asked for from {y.min()} to {y.max()}"
+        )
 
 
 def no_condition() -> None:

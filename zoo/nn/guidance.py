@@ -30,11 +30,15 @@ def guided(tell: Tell, weight: float) -> Tell:
 
 
 def clipped(ends: Ends, path: Path) -> Ends:
-    """x_0 kept within [-1, 1], and x_1 = (x_t - alpha x_0) / sigma, what then is left: Ho et al. 2020."""
+    """x_0 kept within [-1, 1], and x_1 = (x_t - alpha x_0) / sigma, what then is left: Ho et al. 2020.
+
+    Where sigma is 0, at the data's end of the straight path, nothing is left, and x_1 is what the network tells.
+    """
 
     def kept(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        x_0 = ends(x, t)[0].clamp(-1, 1)
-        alpha, sigma = path(t.to(x.dtype))
-        return x_0, (x - spread(alpha, x) * x_0) / spread(sigma, x)
+        x_0, x_1 = ends(x, t)
+        x_0 = x_0.clamp(-1, 1)
+        alpha, sigma = (spread(c, x) for c in path(t.to(x.dtype)))
+        return x_0, torch.where(sigma > 0, (x - alpha * x_0) / sigma, x_1)
 
     return kept

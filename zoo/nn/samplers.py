@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from zoo.nn.guidance import Ends
 from zoo.nn.paths import Path, spread
 from zoo.nn.runge_kutta import Function, Watch, stepped
 from zoo.nn.targets import Velocity
@@ -22,13 +23,15 @@ class Field:
 
     ends    ends(x, t), t (B,) -> x_0, x_1
     cost    evaluations of the network for each time that it is asked: 2 where it is guided
+    around  what asks it, as often as it likes, and makes other ends of the answers: zoo.nn.upsample_guidance
     """
 
     def __init__(
-        self, path: Path, ends: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], *, cost: int = 1
+        self, path: Path, ends: Ends, *, cost: int = 1, around: Callable[[Ends], Ends] | None = None
     ) -> None:
         self.path, self.cost, self.evaluations = path, cost, 0
-        self._ends = ends
+        self._network = ends
+        self._ends = around(self._asked) if around else self._asked
 
     @classmethod
     def of(cls, velocity: Function, path: Path) -> "Field":
@@ -37,8 +40,11 @@ class Field:
 
     def ends(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """Estimates of x_0 and x_1."""
-        self.evaluations += self.cost
         return self._ends(x, t.to(x.device).expand(len(x)))
+
+    def _asked(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        self.evaluations += self.cost
+        return self._network(x, t)
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         """alpha' x_0 + sigma' x_1."""

@@ -132,8 +132,8 @@ class EDMWeight:
 
     def __call__(self, path: Path, t: Tensor, gain: Tensor) -> Tensor:
         alpha, sigma = path.coefficients(t.double())
-        # (s^2 + d^2) / (s d)^2 = 1 / d^2 + 1 / s^2
-        return gain.square() * (self.deviation**-2 + (alpha / sigma).square())
+        # (s^2 + d^2) / (s d)^2 = 1 / d^2 + 1 / s^2; without noise the error of x_0 is 0, and 0 is its weight
+        return gain.square() * (self.deviation**-2 + (alpha / sigma.clamp(min=1e-12)).square())
 
 
 class MinSNR:

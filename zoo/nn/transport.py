@@ -17,6 +17,7 @@ class EightGaussians:
 
     The source and the data of Tong et al. 2023 and Cheng & Schwing 2025, whose code passes the square root of the
     variance 0.1 where a covariance is asked for; so the deviation is 0.1^(1/4) = 0.56.
+    Raises ValueError for draws like anything but points of the plane.
     """
 
     def __init__(self, radius: float = 5.0, covariance: float = math.sqrt(0.1)) -> None:
@@ -24,6 +25,11 @@ class EightGaussians:
 
     def sample(self, like: Tensor, y: Tensor | None = None, *, temperature: float = 1.0) -> Tensor:
         """Points of the type and device of like (n, 2); y is not used. Temperature scales the deviation of each."""
+        if like.shape[1:] != (2,):
+            raise ValueError(
+                f"source=EightGaussians is of points of the plane, and the data have shape={list(like.shape[1:])}; "
+                "try zoo.nn.Gaussian"
+            )
         which = torch.randint(8, (len(like),), device=like.device)
         noise = temperature * math.sqrt(self.covariance) * torch.randn_like(like)
         return self.centres(like)[which] + noise

@@ -91,9 +91,12 @@ class UNet(nn.Module):
                 self.up.append(Double(width))
         self.norm = NormSiLU(wide_group_norm(width))
         self.leave = nn.Conv2d(width, shape[0], 3, padding=1)
+        # keys and values share a product, and each of their maps has a start of its own
+        joint = {look.kv for look in self.modules() if isinstance(look, Look)}
         for part in self.modules():
             if isinstance(part, nn.Conv2d | nn.Linear):
-                nn.init.xavier_uniform_(part.weight)
+                for weight in part.weight.data.chunk(2) if part in joint else [part.weight]:
+                    nn.init.xavier_uniform_(weight)
                 nn.init.zeros_(part.bias)
         for last in (self.leave, *(part.out for part in self.modules() if hasattr(part, "out"))):
             nn.init.zeros_(last.weight)
