@@ -16,6 +16,8 @@ def main(config):
     if config.dry_run:
         if not wait:
             raise ValueError("dry_run=true shows a grid; a search chooses its values as it goes")
+        if config.resume is not None:
+            raise ValueError(f"dry_run=true shows what would begin, and {config.resume} has begun already")
         return plan.single(config, compose.name_of(config))
     if config.match and config.resume is None:
         config = matched(config)

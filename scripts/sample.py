@@ -2,20 +2,34 @@
 
 from zoo.config import command
 
+WAYS = ("interpolate", "given", "along", "prompt")
+
 
 @command("sample")
 def main(config):
-    from zoo.jobs import complete, compose, evaluate, interpolate, invert, samples, stages
+    from zoo.jobs import complete, compose, evaluate, interpolate, invert, reconstruct, samples, stages
 
     asked = compose.plain(config)
     if asked["n"] < 1:
         raise ValueError(f"n={asked['n']}: at least one sample must be drawn")
-    run, _, model, data, weights = evaluate.opened(asked)
     options = dict(asked["sample"])
+    ways = [f"{key}={asked[key]}" for key in WAYS if asked[key] is not None]
+    if len(ways) > 1:
+        raise ValueError(f"{' and '.join(ways)} are ways to draw that do not go together; it takes one")
+    spare = [key for key in ("y", "caption") if asked[key] is not None] + [f"sample.{key}" for key in options]
+    coded = asked["interpolate"] is not None or asked["given"] == reconstruct.GIVEN
+    if coded and spare:
+        raise ValueError(f"{ways[0]} shows what a model codes of images and takes no {spare[0]}")
+    run, _, model, data, weights = evaluate.opened(asked)
     if asked["interpolate"] is not None:
         name = asked["name"] or "interpolation"
         many = {"n": asked["n"], "steps": asked["interpolate"], "step": weights["step"]}
         print(f"interpolation: {interpolate.interpolate(model, data, run, name, **many)}")
+        return
+    if asked["given"] == reconstruct.GIVEN:
+        name = asked["name"] or reconstruct.GIVEN
+        many = {"n": asked["n"], "seed": asked["seed"], "step": weights["step"]}
+        print(f"reconstruction: {reconstruct.reconstruct(model, data, run, name, **many)}")
         return
     if asked["caption"] is None:
         y = samples.labels(model, data, asked["y"], asked["n"])
@@ -30,8 +44,6 @@ def main(config):
         print(f"inversion: {path}, {error:.3f} levels from the images")
         return
     if asked["given"] is not None:
-        if asked["prompt"] is not None:
-            raise ValueError(f"prompt= and given={asked['given']} are two beginnings; it takes one")
         path = complete.complete(
             model,
             data,

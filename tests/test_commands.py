@@ -11,7 +11,8 @@ import yaml
 from commands import TINY, TRANSFORMER, VAE, only, run, train
 
 import zoo
-from zoo.jobs.compose import changed
+from zoo.jobs.compose import changed, resumed
+from zoo.runs import Run
 from zoo.training import checkpoint_files as files
 
 
@@ -129,6 +130,39 @@ def test_evaluation_adds_numbers_and_replaces_equal_ones(copy):
     assert len(again) == len(added)
     assert [n["value"] for n in again] == [n["value"] for n in added]
     assert results(copy)["status"] == "finished"
+
+
+def test_what_is_measured_again_stands_where_it_stood(copy):
+    told = results(copy)
+    names, nats = [n["name"] for n in told["numbers"]], told["numbers"][0]["value"]
+    told["numbers"][0]["value"] = 0.0
+    (copy / "results.json").write_text(json.dumps(told))
+    words = ("metrics=[nll]", "splits=[val]", "log_prob.samples=2", "n=0")
+    assert run("evaluate", f"run={copy}", *words).code == 0
+    assert names[0] == "nats"  # the headline
+    assert [n["name"] for n in results(copy)["numbers"]] == names
+    assert results(copy)["numbers"][0]["value"] == nats
+
+
+def test_numbers_of_other_data_do_not_stand_beside_a_runs(copy):
+    told = results(copy)
+    told["data"]["test"] = "0" * 32
+    (copy / "results.json").write_text(json.dumps(told))
+    done = run("evaluate", f"run={copy}", "n=0")
+    assert done.code == 1
+    assert "its test data have changed" in done.err
+    assert results(copy) == told
+    assert run("evaluate", f"run={copy}", "splits=[val]", "n=0").code == 0
+
+
+def test_a_run_without_its_folders_is_trained_anew(tmp_path):
+    train(tmp_path)
+    folder = only(tmp_path)
+    for name in ("samples", "checkpoints"):
+        shutil.rmtree(folder / name)
+    done = train(tmp_path, "rerun=true")
+    assert done.code == 0, done.err
+    assert (folder / "samples" / "final.png").is_file()
 
 
 def test_what_is_unwell_is_told_in_words(tmp_path):
@@ -403,3 +437,8 @@ def test_a_papers_number_does_not_stand_beside_a_changed_recipe(tmp_path):
     assert done.code == 0, done.err
     said = results(only(tmp_path))["config"]["experiment"]
     assert "batch_size" in said["changed"]
+    assert "evaluate.reference" not in said["changed"]
+    asked = Run(only(tmp_path)).config
+    asked["resume"], asked["evaluate"]["reference"] = only(tmp_path), "val"
+    stored, _ = resumed(asked, ["evaluate.reference=val"])
+    assert {"batch_size", "evaluate.reference"} <= set(stored["experiment"]["changed"])

@@ -94,7 +94,7 @@ def test_a_trained_model_completes_images_of_the_test_split(model, tmp_path):
     assert (told["given"], told["n"], told["completions"], told["split"]) == ("top", 3, 2, "test")
     assert "prompt" not in told["options"]
     assert "the test split has 360 images" in run("scripts/sample", f"run={folder}", "given=top", "n=361").err
-    assert "two beginnings" in run("scripts/sample", *words, "prompt=a").err
+    assert "given=top and prompt=a are ways to draw" in run("scripts/sample", *words, "prompt=a").err
 
 
 def test_a_run_of_another_kind_says_why_it_cannot(copy):

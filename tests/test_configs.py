@@ -15,6 +15,7 @@ from conftest import ROOT, composed
 from hydra.utils import get_object
 from omegaconf import OmegaConf
 
+from zoo.config import schema
 from zoo.config.build import build, targets
 from zoo.config.catalogue import bringing, options
 from zoo.config.command import PLACES
@@ -415,3 +416,12 @@ def test_a_model_can_what_it_has_methods_for(subjects):
                 assert has or not types.can(model, contract), contract
             else:
                 assert types.can(model, contract) == has, contract
+
+
+@pytest.mark.parametrize("name", schema.SCHEMAS)
+def test_every_key_of_a_command_has_a_type(name):
+    keys = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text()).keys() - {"defaults", "hydra"}
+    assert keys <= set(schema.SCHEMAS[name].__dataclass_fields__)
+    if name == "train":
+        own = yaml.safe_load((CONFIGS / "evaluation" / "default.yaml").read_text()).keys()
+        assert own <= set(schema.Measured.__dataclass_fields__)

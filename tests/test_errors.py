@@ -71,6 +71,25 @@ REFUSED = {
     "fewer than no samples": (["evaluate.n=-1"], ["n=-1"]),
     "an unknown split": (["evaluate.splits=[tset]"], ["splits=tset", "test, val, train"]),
     "unknown weights": (["evaluate.weights=worst"], ["weights=worst", "best or last"]),
+    "fewer than no examples": (["evaluate.examples=-5"], ["examples=-5", "1 or more"]),
+    "a word for examples": (["evaluate.examples=some"], ["evaluate.examples=some", "Integer"]),
+    "a word for samples": (["evaluate.n=some"], ["evaluate.n=some", "Integer"]),
+    "no list of splits": (["evaluate.splits=null"], ["evaluate.splits=None"]),
+    "no options": (["evaluate.log_prob=null"], ["evaluate.log_prob=None"]),
+    "no measurement": (["evaluate=null"], ["evaluate=None"]),
+    "one sample to measure": (
+        ["experiment=rectified_flow/moons", "model=rectified_flow", "evaluate.samples=1"],
+        ["samples=1", "2 or more"],
+    ),
+    "a group that is none": (["optimizer.groups=[abc]"], ["optimizer.groups: abc has no match"]),
+    "less than no threads": (["threads=-1"], ["threads=-1", "1 or more"]),
+    "what no config decides": (
+        ["+trainer.num_sanity_val_steps=2"],
+        ["trainer.num_sanity_val_steps", "itself"],
+    ),
+    "callbacks in another place": (["+trainer.callbacks=[]"], ["trainer.callbacks", "callbacks="]),
+    "no checkpoint kept": (["keep=0"], ["keep=0", "1 or more"]),
+    "no step between checkpoints": (["checkpoint_every=0"], ["checkpoint_every=0", "1 or more"]),
     "a length that is none": (["evaluate.lengths=[1,half]"], ["lengths=[1, 'half']", "at least 1"]),
     "lengths of pictures": (["evaluate.lengths=[1,2]"], ["VAE does not tell the nats"]),
     "the speed of pictures": ([*TRANSFORMER, "evaluate.speed=true"], ["shape (1, 8, 8) are no sequences"]),
@@ -140,6 +159,30 @@ EVALUATED = {
     "a folder of runs": ("evaluate", ["run={}/.."], ["is no run's folder"]),
     "a prompt for a picture": ("scripts/sample", ["run={}", "prompt=hi"], ["prompt='hi'", "digits"]),
     "a label for a model without": ("scripts/sample", ["run={}", "y=3"], ["y=3"]),
+    "no examples": ("evaluate", ["run={}", "examples=0"], ["examples=0", "1 or more"]),
+    "less than no threads": ("evaluate", ["run={}", "threads=-1"], ["threads=-1", "1 or more"]),
+    "a word for completions": (
+        "scripts/sample",
+        ["run={}", "given=top", "completions=some"],
+        ["completions=some", "Integer"],
+    ),
+    "two ways to draw": (
+        "scripts/sample",
+        ["run={}", "along=2", "interpolate=3"],
+        ["interpolate=3 and along=2", "takes one"],
+    ),
+    "an option where nothing is drawn": (
+        "scripts/sample",
+        ["run={}", "interpolate=3", "sample.temperature=0.5"],
+        ["interpolate=3", "no sample.temperature"],
+    ),
+    "another budget": ("train", ["resume={}", "train_flops=1e9"], ["train_flops", "another run"]),
+    "another cost": (
+        "train",
+        ["resume={}", "match=params", "match.target=1000", "match.width=model.latent"],
+        ["match", "another run"],
+    ),
+    "a plan for what has begun": ("train", ["resume={}", "dry_run=true"], ["has begun already"]),
     "another experiment": ("train", ["resume={}", "model.latent=5"], ["model.latent=5", "init="]),
     "another batch": ("train", ["resume={}", "batch_size=32"], ["batch_size=32", "64"]),
     "another model": ("train", ["resume={}", "model=transformer"], ["model", "Autoregressive", "VAE"]),
@@ -213,6 +256,15 @@ def unfinished(folder):
 
 def cut(path):
     path.write_bytes(path.read_bytes()[:1000])
+
+
+@pytest.mark.parametrize("content", ["{", "[1]", ""])
+@pytest.mark.parametrize("name", ["results.json", "identity.json", "config.yaml"])
+def test_a_damaged_file_of_a_run_is_named(copy, name, content):
+    (copy / name).write_text(content)
+    word = "resume" if name == "identity.json" else "run"
+    program = "train" if word == "resume" else "evaluate"
+    told(run(program, f"{word}={copy}"), copy / name, "is damaged")
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(copy):

@@ -12,6 +12,7 @@ import torch
 from conftest import composed
 
 import zoo
+from zoo.evaluation import options_in_force, told
 from zoo.jobs import data as jobs_data
 from zoo.jobs.compose import plain
 from zoo.jobs.latents import encode_once
@@ -170,6 +171,14 @@ def test_the_prior_sees_latents_of_mean_0_and_variance_1_and_samples_are_decoded
     assert model.evaluations == 4
     assert can(model, Sampler)
     assert not can(model, Density)  # nats of a latent are none of an image
+
+
+def test_a_protocol_tells_the_options_that_the_priors_solver_uses():
+    model = pair(coded(), unquantized=True)
+    force = options_in_force(model.sample, {"solver": "euler", "steps": 3}, "sample")
+    kept = {"solver", "steps", "guidance", "shift", "clip", "upsample"}
+    assert told(model, force) == {name: force[name] for name in kept}
+    assert told(torch.nn.Identity(), force) == force
 
 
 def test_only_the_prior_learns():

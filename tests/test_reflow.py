@@ -183,7 +183,7 @@ def test_the_evaluations_of_an_adaptive_solver_are_the_mean_over_all_parts():
     (number,) = points.measured(model, data, asked, split="test")
     assert number["protocol"]["nfe"] == (256 + 44) / 2
     of_solvers = {"solver", "tolerance", "steps", "shift", "eta", "variance"}
-    assert of_solvers & number["protocol"].keys() == {"solver", "tolerance"}  # what rk45 has no use for is not told
+    assert of_solvers & number["protocol"].keys() == {"solver", "tolerance"}
     assert nfe([20, 23, 23]) == {"nfe": 22.0}
     assert nfe([None, None]) == {}
 

@@ -273,6 +273,8 @@ def test_data_of_a_strangers_code_are_never_remembered():
     config = {"dataset": {"name": "mine", "source": {"_target_": "mine.Data", "root": "x"}}}
     assert known.memory(config) is None
     assert known.memory({"dataset": {"source": {"_target_": "zoo.data.Digits"}}}) is not None
+    text = {"_target_": "zoo.data.Text", "corpus": {"_target_": "mine.corpus", "_partial_": True}}
+    assert known.memory({"dataset": {"source": text}}) is None
 
 
 def test_measuring_many_ways_at_once_tells_which_failed(copy, tmp_path, monkeypatch):

@@ -61,7 +61,11 @@ class Trainable(Protocol):
 
 @runtime_checkable
 class Sampler(Protocol):
-    """Draws fresh examples."""
+    """Draws fresh examples.
+
+    One whose options depend on each other may have `of_use(options)`: of those of `sample` in force the ones that had
+    a say, {name: value}, which alone stand in a protocol.
+    """
 
     def sample(self, n: int, y: Tensor | None = None, **options: Any) -> Tensor:
         """n examples in data space, (n, *shape), the data's own kind of numbers."""

@@ -1,7 +1,29 @@
-"""The types of the top-level keys: YAML alone would take `seed=abc`. All else is typed by constructors' signatures."""
+"""The types of the top-level keys and of those in `evaluate`: YAML alone would take `seed=abc`.
 
-from dataclasses import dataclass, field
+All else is typed by constructors' signatures.
+"""
+
+from dataclasses import dataclass, field, is_dataclass
 from typing import Any
+
+
+@dataclass
+class Measured:
+    """The keys of configs/evaluation, which are in both; what they mean is said there."""
+
+    weights: str = "best"
+    splits: list[str] = field(default_factory=lambda: ["test"])
+    examples: int | None = None
+    metrics: list[str] | None = None
+    samples: int = 10_000
+    reference: str = "train"
+    features: str | None = None
+    stride: int | None = None
+    lengths: Any = None  # a measurement of its own says what it takes
+    speed: bool = False
+    log_prob: dict[str, Any] = field(default_factory=dict)
+    sample: dict[str, Any] = field(default_factory=dict)
+    n: int = 64
 
 
 @dataclass
@@ -34,35 +56,22 @@ class Train:
     trainer: Any = None
     logger: Any = None
     callbacks: Any = None
-    evaluate: Any = None
+    evaluate: Measured = field(default_factory=Measured)
     debug: Any = None
     experiment: Any = None
 
 
 @dataclass
-class Evaluate:
+class Evaluate(Measured):
     """The keys of configs/evaluate.yaml; what they mean is said there."""
 
     run: str = "???"
-    weights: str = "best"
-    splits: list[str] = field(default_factory=lambda: ["test"])
     batch_size: int | None = None
-    examples: int | None = None
-    metrics: list[str] | None = None
-    samples: int = 10_000
-    reference: str = "train"
-    features: str | None = None
-    stride: int | None = None
-    lengths: list[int] = field(default_factory=list)
-    speed: bool = False
     seed: int = 0
     data_dir: str = "data"
     device: str = "auto"
     threads: int | None = None
     allow: list[str] = field(default_factory=list)
-    log_prob: dict[str, Any] = field(default_factory=dict)
-    sample: dict[str, Any] = field(default_factory=dict)
-    n: int = 64
     logger: Any = None
     debug: Any = None
 
@@ -77,6 +86,8 @@ class Sample:
     y: int | None = None
     caption: str | None = None
     prompt: str | None = None
+    given: str | None = None
+    completions: int = 4
     interpolate: int | None = None
     along: int | None = None
     seed: int = 0
@@ -92,8 +103,11 @@ class Sample:
 SCHEMAS = {"train": Train, "evaluate": Evaluate, "sample": Sample}
 
 
-def check(config: Any, schema: type) -> None:
-    """Hold a composed config's scalars to their types. ValueError: "seed=abc: ... not be converted to Integer"."""
+def check(config: Any, schema: type, above: str = "") -> None:
+    """Hold a composed config's scalars to their types. ValueError: "seed=abc: ... not be converted to Integer".
+
+    above   where the config stands in the whole: "evaluate."
+    """
     from omegaconf import OmegaConf
     from omegaconf.errors import ValidationError
 
@@ -101,7 +115,10 @@ def check(config: Any, schema: type) -> None:
     for name in typed:
         if name in config and not OmegaConf.is_missing(config, name):
             value = config[name]
+            if OmegaConf.is_dict(value) and is_dataclass(inner := OmegaConf.get_type(typed, name)):
+                check(value, inner, f"{above}{name}.")
+                continue
             try:
                 typed[name] = value
             except ValidationError as error:
-                raise ValueError(f"{name}={value}: {str(error).splitlines()[0]}") from None
+                raise ValueError(f"{above}{name}={value}: {str(error).splitlines()[0]}") from None

@@ -10,6 +10,7 @@ from zoo.config.build import targets
 from zoo.config.explain import leaves
 from zoo.runs import Run, execution
 
+COUNTED = ("train_flops", "match")  # steps and widths follow from these when a run begins
 CHOICES = ("zoo.jobs.compose.perceptual",)  # targets that stand for others, by what is on this machine
 
 
@@ -73,17 +74,20 @@ def resumed(config: dict[str, Any], overrides: list[str]) -> tuple[dict[str, Any
     from zoo.jobs.data import relocated  # torch
 
     run = Run.open(config["resume"])
-    stored = run.config
+    stored, updated = run.config, []
     for key in sorted(overridden(overrides)):
         for name in [key, *(name for name, _ in leaves(select(config, key), key))]:
             new, old = select(config, name), select(stored, name)
             if isinstance(new, dict) or new == old or name == "data_dir":
                 continue
-            if not execution(name):
+            if not execution(name) or name.partition(".")[0] in COUNTED:
                 raise ValueError(
                     f"{name}={new}: the run has {old}, and another value is another run; init={run.folder} starts one"
                 )
             update(stored, name, new)
+            updated.append(f"{name}=")
+    if (row := stored.get("experiment")) and (other := changed(updated)):
+        row["changed"] = sorted({*other, *row.get("changed", ())})
     return relocated(stored, config["data_dir"]), run.folder
 
 

@@ -26,13 +26,25 @@ from zoo.types import Density, Sampler, can
 
 
 def opened(asked: Mapping[str, Any]) -> tuple[Run, dict[str, Any], nn.Module, Loaders, dict[str, Any]]:
-    """The run that a command asks for: itself, its config, model and loaders, and which weights the model has."""
-    if asked["threads"]:
+    """The run that a command asks for: itself, its config, model and loaders, and which weights the model has.
+
+    ValueError where what it asks for cannot be had, or is of other data than the run's.
+    """
+    if asked["threads"] is not None:
+        if asked["threads"] < 1:
+            raise ValueError(f"threads={asked['threads']}: it takes a whole number, 1 or more, or null")
         torch.set_num_threads(asked["threads"])
     run = Run.open(asked["run"])
     config = jobs_data.relocated(run.config, asked["data_dir"])
     model, weights = restored(run, asked["weights"], device_of(asked["device"]), asked["allow"])
     data = jobs_data.loaders(config, stored=True, allow=asked["allow"])
+    known = run.results.get("data") or {}
+    for split in found(data, asked.get("splits", ())):
+        if known.get(split, data.fingerprints[split]) != data.fingerprints[split]:
+            raise ValueError(
+                f"{run.folder}: its {split} data have changed since it was trained, and numbers of both would stand "
+                "side by side; data_dir= names a folder that has the old ones"
+            )
     check(model, {"splits": (), "log_prob": {}, **asked}, data, places(asked, run))
     show_steps(model)
     return run, config, model, data, weights
@@ -65,6 +77,8 @@ def check(model: nn.Module, asked: Mapping[str, Any], loaders: Loaders, places: 
             raise ValueError(f"splits={split}: there are {', '.join(SPLITS)}")
     if asked["weights"] not in ("best", "last"):
         raise ValueError(f"weights={asked['weights']}: best or last")
+    if (some := asked.get("examples")) is not None and some < 1:
+        raise ValueError(f"examples={some}: 1 or more of each split, or null for all of them")
     wanted = asked.get("lengths") or []
     if not isinstance(wanted, list) or not all(isinstance(m, int) and m >= 1 for m in wanted):
         raise ValueError(f"lengths={wanted}: multiples of the training length are whole numbers, at least 1")
@@ -89,7 +103,8 @@ def check(model: nn.Module, asked: Mapping[str, Any], loaders: Loaders, places: 
 
 
 def add(run: Run, numbers: Sequence[Mapping[str, Any]], curves: Sequence[Mapping[str, Any]] = ()) -> None:
-    """Write numbers into results.json: one of the same name, split, protocol and weights is replaced; so for curves.
+    """Write numbers into results.json: one of the same name, split, protocol and weights is replaced in its
+    place, for the first is the run's headline; so for curves.
 
     What a number was compared with, the one in its place is compared with too, unless it says something else.
     """
@@ -102,10 +117,9 @@ def add(run: Run, numbers: Sequence[Mapping[str, Any]], curves: Sequence[Mapping
     papers = {same(n): n["published"] for n in results["numbers"] if n.get("published")}
     numbers = [{"published": papers[same(n)], **n} if same(n) in papers else n for n in numbers]
     for key, records in (("numbers", numbers), ("curves", curves)):
-        new = {same(record) for record in records}
-        kept = [record for record in results.get(key, []) if same(record) not in new]
-        if kept or records or key == "numbers":
-            results[key] = [*kept, *records]
+        whole = {same(record): record for record in [*results.get(key, []), *records]}
+        if whole or key == "numbers":
+            results[key] = [*whole.values()]
     run.write_results(results)
 
 

@@ -31,6 +31,15 @@ from zoo.training.progress import Progress
 from zoo.training.stopping import Stopping
 from zoo.types import Prepared, can
 
+# of Lightning's trainer: what a training here does not leave to a config, and what has a key of its own
+FIXED: dict[str, Any] = {
+    "check_val_every_n_epoch": None,
+    "num_sanity_val_steps": 0,
+    "use_distributed_sampler": False,
+    "enable_model_summary": False,
+}
+ELSEWHERE = ("callbacks", "logger", "plugins", "default_root_dir")
+
 
 def refuse(config: Mapping[str, Any]) -> None:
     """Raise ValueError for what a look at the config shows to be impossible."""
@@ -38,6 +47,11 @@ def refuse(config: Mapping[str, Any]) -> None:
     for key in ("max_steps", "accumulate_grad_batches", "val_check_interval", "log_every_n_steps"):
         if not isinstance(trainer[key], int) or trainer[key] < 1:
             raise ValueError(f"trainer.{key}={trainer[key]}: it takes a whole number, 1 or more")
+    if taken := [key for key in trainer if key in (*FIXED, *ELSEWHERE)]:
+        raise ValueError(f"trainer.{taken[0]}: train.py sets it itself (callbacks= and logger= add your own)")
+    for key in ("checkpoint_every", "keep", "threads"):
+        if config[key] is not None and config[key] < 1:
+            raise ValueError(f"{key}={config[key]}: it takes a whole number, 1 or more, or null")
     averages(config["ema"])
     devices.check(config)
     pieces(config["batch_size"], trainer["accumulate_grad_batches"], devices.count(config))
@@ -146,11 +160,8 @@ def fit(
         plugins=plugins,
         profiler=profiler,
         default_root_dir=run.folder,
-        check_val_every_n_epoch=None,
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,
-        enable_model_summary=False,
         enable_progress_bar=False,
+        **FIXED,
     )
     banner(config, model, data, run, latest, trainer)
     with stopping:

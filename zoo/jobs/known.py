@@ -15,6 +15,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from zoo.config.build import targets
 from zoo.data import cache
 from zoo.runs import DIGITS, Run, find, identity
 
@@ -64,7 +65,8 @@ def remember(config: Mapping[str, Any], found: Mapping[str, str]) -> None:
 def memory(config: Mapping[str, Any]) -> Path | None:
     """The file that remembers a config's data; None for data of a stranger's code."""
     dataset = config["dataset"]
-    if not str(dataset["source"].get("_target_", "")).startswith("zoo.data."):
+    parts = [str(node["_target_"]) for _, node in targets(dataset["source"])]
+    if not parts or not all(part.startswith("zoo.data.") for part in parts):
         return None
     told = {
         "dataset": dataset,

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zoo.evaluation import draw, save
+from zoo.evaluation import draw, save, told
 from zoo.jobs import points
 from zoo.runs import Run
 from zoo.training.loaders import Loaders
@@ -38,14 +38,14 @@ def sample(
     x, force = draw(model, n, y=y, options=options, seed=seed)
     split = next(split for split in ("train", "val", "test") if loaders.has(split))
     path, shown = save(x, loaders.facts, run.samples / name, getattr(loaders.dataset(split), "decode", None))
-    told = {k: v.tolist() if isinstance(v, Tensor) else v for k, v in force.items()}
     drawn = [path]
     if points.plane(loaders.facts):
         beside = path.with_name(f"{name}.png")
         drawn += filter(None, [points.picture(model, x, loaders.dataset(split), beside, y=y, seed=seed)])
     results = run.results
     for file in drawn:
-        about = {"n": n, "seed": seed, "options": told, "step": step}
+        about = {"n": n, "seed": seed, "options": told(model, force), "step": step}
+        about |= {} if y is None else {"y": y.tolist()}
         results.setdefault("samples", {})[file.name] = about
     run.write_results(results)
     for logger in loggers:

@@ -12,7 +12,7 @@ from torch import nn
 
 from zoo.config import build
 from zoo.config.build import admit
-from zoo.jobs import budget, evaluate, known, ranks, samples
+from zoo.jobs import budget, evaluate, known, ranks, reconstruct, samples
 from zoo.jobs.data import loaders as make_loaders
 from zoo.jobs.fit import fit, made, refuse, room
 from zoo.jobs.latents import encode_once
@@ -24,6 +24,7 @@ from zoo.runs.reproduction import compared
 from zoo.training import checkpoint_files as files
 from zoo.training import devices
 from zoo.training.loaders import Loaders
+from zoo.types import Sampler, can
 
 
 def train(
@@ -148,10 +149,10 @@ def identified(config: Mapping[str, Any], name: str, folder: Path | None, data: 
 
 def forget(run: Run) -> None:
     """Remove what a run made, for it to be made anew."""
-    shutil.rmtree(run.checkpoints)
-    shutil.rmtree(run.samples)
+    run.results_path.unlink()  # first: without it the run is not finished, whatever is left of the rest
+    for folder in (run.checkpoints, run.samples):
+        shutil.rmtree(folder, ignore_errors=True)
     run.metrics_path.unlink(missing_ok=True)
-    run.results_path.unlink()
 
 
 def started(run: Run, config: dict[str, Any], whole: str) -> Path | None:
@@ -184,17 +185,11 @@ def measured(
     )
     evaluate.add(run, compared(numbers, config.get("experiment")), curves)
     evaluate.show(numbers, loggers, weights["step"])
-    samples.sample(
-        model,
-        data,
-        run,
-        "final",
-        n=asked["n"],
-        options=asked["sample"],
-        seed=config["seed"],
-        loggers=loggers,
-        step=weights["step"],
-    )
+    many = {"n": asked["n"], "seed": config["seed"], "loggers": loggers, "step": weights["step"]}
+    if can(model, Sampler):
+        samples.sample(model, data, run, "final", options=asked["sample"], **many)
+    elif asked["n"] and reconstruct.shows(model, data.facts):
+        reconstruct.reconstruct(model, data, run, "final", **many)
 
 
 def finished(run: Run, config: dict[str, Any], data: Loaders, stored: Mapping[str, Any]) -> Run:

@@ -5,7 +5,7 @@ leads from x_0 at the first time of `span` to sigma x_1 at the last.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from zoo.nn.divergence import log_density, rademacher
 from zoo.nn.interval import Interval
 from zoo.nn.runge_kutta import Function
+from zoo.nn.solvers import in_use
 from zoo.types import Kind
 
 SMALL = 16  # dimensions of data for which the trace is exact: a backward pass for each
@@ -57,6 +58,10 @@ class ProbabilityFlow(nn.Module):
     def precision(self) -> torch.dtype:
         """The type of x_t and of all that is solved: float32, whatever the network computes in, or float64."""
         return torch.promote_types(next(self.parameters()).dtype, torch.float32)
+
+    def of_use(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Of the options of `sample` those that its solver has a use for (zoo.types.Sampler)."""
+        return in_use(options)
 
     def noise(self, n: int, upsample: int = 1) -> Tensor:
         """n draws of the source, (n, *shape), the sides of images so many times as long."""

@@ -1,5 +1,6 @@
 """From noise to data: by a solver of the ODE (zoo.nn.runge_kutta) or a sampler of diffusion (zoo.nn.samplers)."""
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -12,6 +13,18 @@ Solver = Literal["euler", "heun", "midpoint", "rk4", "rk45", "ddpm", "ddim", "dp
 ODE = {"euler": euler, "heun": heun, "midpoint": midpoint, "rk4": rk4, "rk45": rk45}
 SAMPLERS = {"ddpm": ddpm, "ddim": ddim, "dpm_solver": dpm_solver}  # which step along a path, to t = 0
 SOLVERS = ODE | SAMPLERS
+GRID = ("steps", "shift")  # of those that stop at the path's times
+OPTIONS = dict.fromkeys(SOLVERS, GRID) | {
+    "rk45": ("tolerance",),
+    "ddpm": (*GRID, "variance"),
+    "ddim": (*GRID, "eta"),
+}
+
+
+def in_use(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of a sampling, its solver among them, without those that are only other solvers'."""
+    others = {name for names in OPTIONS.values() for name in names} - {*OPTIONS[options["solver"]]}
+    return {name: value for name, value in options.items() if name not in others}
 
 
 def solve(
@@ -50,8 +63,8 @@ def solve(
     x = path.coefficients(times[0])[1] * x_1
     if solver == "rk45":
         times = torch.tensor([path.span[1], path.span[0], 0.0] if path.span[0] else [path.span[1], 0.0])
-    own = {"ddim": {"eta": eta}, "ddpm": {"variance": variance}, "rk45": {"tolerance": tolerance}}
-    options: dict[str, Any] = own.get(solver, {})
+    own = in_use({"solver": solver, "eta": eta, "variance": variance, "tolerance": tolerance})
+    options = {name: value for name, value in own.items() if name != "solver"}
     if solver in SAMPLERS or not path.span[0]:
         return SOLVERS[solver](field, x, times, watch=watch, **options)
     x = SOLVERS[solver](field, x, times[:-1], watch=watch, **options)

@@ -92,7 +92,7 @@ def name_of(row: Row, keys: Sequence[str]) -> str:
 
 
 def number_of(run: Result, name: str, splits: Iterable[str]) -> tuple[Result, dict[str, Any]] | None:
-    """A run's number on the first of the splits where it has one, the newest."""
+    """A run's number on the first of the splits where it has one: of several the last that was added."""
     for split in splits:
         for number in reversed(run.numbers):
             if number["name"] == name and number.get("split") == split and number["value"] is not None:

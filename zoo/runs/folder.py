@@ -6,7 +6,7 @@ It may be moved or renamed: nothing in it says where it is.
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -64,24 +64,24 @@ class Run:
         """The resolved config, plain."""
         import yaml
 
-        return dict(yaml.safe_load(self.config_path.read_text()))
+        return read(self.config_path, yaml.safe_load, yaml.YAMLError)
 
     @property
     def identity(self) -> str | None:
         """The whole identity, 64 hex digits; None where the folder is empty."""
         path = self.folder / "identity.json"
-        return str(json.loads(path.read_text())["identity"]) if path.is_file() else None
+        return str(read_json(path).get("identity")) if path.is_file() else None
 
     @property
     def environment(self) -> dict[str, Any]:
         """environment.json, {} where there is none yet."""
         path = self.folder / "environment.json"
-        return dict(json.loads(path.read_text())) if path.is_file() else {}
+        return read_json(path) if path.is_file() else {}
 
     @property
     def results(self) -> dict[str, Any]:
         """results.json, {} where there is none yet."""
-        return dict(json.loads(self.results_path.read_text())) if self.results_path.is_file() else {}
+        return read_json(self.results_path) if self.results_path.is_file() else {}
 
     def write_results(self, results: Mapping[str, Any]) -> None:
         self.worked = True
@@ -103,6 +103,24 @@ def runs(root: Path | str) -> Iterator[Run]:
         inner[:] = [] if "identity.json" in names else sorted(name for name in inner if name[0] != ".")
         if "identity.json" in names:
             yield Run(folder)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """What a JSON file of a run says. ValueError names a damaged one."""
+    return read(path, json.loads, json.JSONDecodeError)
+
+
+def read(path: Path, parse: Callable[[str], Any], error: type[Exception]) -> dict[str, Any]:
+    """A file's mapping, by a parser that raises `error`. ValueError names a damaged one."""
+    try:
+        found = parse(path.read_text(encoding="utf-8"))
+    except (error, UnicodeDecodeError) as reason:
+        found, why = None, " ".join(str(reason).split())
+    else:
+        why = f"it holds a {type(found).__name__}"
+    if not isinstance(found, Mapping):
+        raise ValueError(f"{path} is damaged ({why}); bring it back, or remove the run's folder")
+    return dict(found)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

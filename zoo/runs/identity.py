@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from zoo.runs.folder import Run
+
 # Keys that change where and how fast a run goes, and what is told of it, but not what it is.
 EXECUTION = frozenset({
     "name", "runs", "data_dir", "num_workers", "data_device", "checkpoint_every", "keep", "threads", "resume", "rerun",
@@ -54,7 +56,6 @@ def execution(key: str) -> bool:
 
 def identity_of(folder: Path) -> str:
     """The identity of the run in a folder. FileNotFoundError where there is none."""
-    path = folder / "identity.json"
-    if not path.is_file():
+    if (found := Run(folder).identity) is None:
         raise FileNotFoundError(f"{folder} is no run's folder: it has no identity.json")
-    return str(json.loads(path.read_text())["identity"])
+    return found

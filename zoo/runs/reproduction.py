@@ -75,7 +75,7 @@ def verdicts(row: Mapping[str, Any], numbers: Sequence[Mapping[str, Any]]) -> li
 def _about(
     name: str, value: float, split: str, numbers: Sequence[Mapping[str, Any]]
 ) -> Mapping[str, Any] | None:
-    """The newest number that stands beside a value; else beside any, as before a correction; else of that name."""
+    """The last number that was added beside a value; else beside any, as before a correction; else of that name."""
     newest = [number for number in reversed(numbers) if number["name"] == name and number["split"] == split]
     beside = [number for number in newest if number.get("published")]
     exact = [number for number in beside if number["published"]["value"] == value]

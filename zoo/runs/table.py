@@ -19,7 +19,8 @@ from zoo.runs.rows import Grid, Row, arranged, called, check
 
 FACTS = {"steps": "steps", "parameters": "parameters", "seconds": "time", "flops": "operations"}
 HIGHER = (
-    "accuracy", "psnr", "ssim", "inception", "precision", "recall", "log_prob", "per_second", "active", "codebook",
+    "accuracy", "psnr", "ssim", "inception", "precision", "recall", "density", "coverage", "log_prob", "per_second",
+    "active", "codebook",
 )  # fmt: skip
 
 

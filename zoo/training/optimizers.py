@@ -38,10 +38,8 @@ def grouped(model: nn.Module, groups: Sequence[Mapping[str, Any]] = ()) -> list[
     parts: list[dict[str, Any]] = []
     left = dict(found)
     for group in groups:
-        if "match" not in group:
-            raise ValueError(
-                f"optimizer.groups: {dict(group)} has no match, the pattern of its parameters' labels"
-            )
+        if not isinstance(group, Mapping) or "match" not in group:
+            raise ValueError(f"optimizer.groups: {group} has no match, the pattern of its parameters' labels")
         try:
             pattern = re.compile(group["match"])
         except re.error as error:
