@@ -230,7 +230,8 @@ def test_unknown_characters_become_one_symbol_that_is_counted(tmp_path):
     (tmp_path / "val.txt").write_text("a€b€")
     val = own("val", tmp_path, Characters(unknown=True), length=8)
     assert val.levels == 5
-    assert val.counts["unknown"] == 2
+    assert val.counts["unknown"] == val.protocol["unknown"] == 2
+    assert "unknown" not in own("train", tmp_path, Characters(unknown=True), length=8).protocol
     assert val.decode(everything(val)[0]) == "a\ufffdb\ufffd"
 
 

@@ -50,6 +50,13 @@ def numbers(x, size=2, facts=IMAGES, model=None, **more):
     return {number["name"]: number for number in found}
 
 
+def test_what_is_told_given_a_label_says_so():
+    model, x = Known(), torch.ones(4, 1, 2, 2)
+    assert "given" not in numbers(x, model=model)["nats"]["protocol"]
+    model.conditional = True
+    assert numbers(x, model=model)["nats"]["protocol"]["given"] == "y"
+
+
 def test_nats_and_bits_of_images_are_those_worked_out_by_hand():
     x = torch.tensor([[0, 1, 2, 3], [1, 1, 1, 1], [3, 3, 3, 3]]).view(3, 1, 2, 2)
     found = numbers(x)  # 6, 4 and 12 nats

@@ -326,6 +326,12 @@ def test_half_precision_is_finite_and_near(name):
     torch.testing.assert_close(half, exact, rtol=0.02, atol=0)
 
 
+@pytest.mark.parametrize("name", SMALL)
+def test_halves_that_have_no_digits_for_noise_are_refused(name):
+    with pytest.raises(ValueError, match="a density in bfloat16 has no digits"):
+        small(name, (3, 4, 4), 256).bfloat16().loss(images(4, (3, 4, 4), 256))
+
+
 def gradients(model: Flow, x: Tensor) -> list[Tensor]:
     torch.manual_seed(12)
     return list(torch.autograd.grad(model.loss(x)["loss"], list(model.parameters())))

@@ -13,7 +13,7 @@ from zoo.evaluation import by_length, likelihood, speed, strided
 from zoo.evaluation.length import targets, windows
 from zoo.evaluation.speed import state_bytes
 from zoo.evaluation.stride import check as check_stride
-from zoo.models import Autoregressive
+from zoo.models import Autoregressive, SequenceClassifier
 from zoo.nn import LRU, S4, Attention, LearnedPosition, MultiplicativePosition, NoPosition, Rotary
 from zoo.types import PAD, scored
 
@@ -336,6 +336,16 @@ def test_speed_with_targets_and_with_a_table_that_ends():
     for name in ("train_tokens_per_second", "generate_tokens_per_second", "state_bytes"):
         assert found[f"{name}_at_2x"]["value"] is None
         assert "beyond a table of length=8" in found[f"{name}_at_2x"]["reason"]
+
+
+def test_speed_of_what_generates_nothing_is_of_training_and_state():
+    net = SequenceClassifier(shape=(8,), levels=5, classes=3, dim=8, depth=1, mixer=LRU, causal=True)
+    batch = {"x": torch.randint(5, (4, 8)), "y": torch.arange(4) % 3}
+    found = {n["name"]: n for n in speed(net, batch, [1], split="val")}
+    assert found["train_tokens_per_second_at_1x"]["value"] > 0
+    assert found["state_bytes_at_1x"]["value"] > 0
+    assert found["generate_tokens_per_second_at_1x"]["value"] is None
+    assert "generates no tokens" in found["generate_tokens_per_second_at_1x"]["reason"]
 
 
 def test_the_command_writes_numbers_and_curves_and_replaces_them(tmp_path):

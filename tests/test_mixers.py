@@ -90,6 +90,13 @@ def test_half_precision_comes_near_and_has_gradients(mixer, causal):
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.isfinite().all(), name
+    y = model.bfloat16()(x.bfloat16())
+    assert y.dtype == torch.bfloat16
+    near(y.float(), exact, 0.1)
+    if causal:
+        _, state = model.prefill(x[:, :9].bfloat16())
+        y_t, _ = model.step(x[:, 9].bfloat16(), state)
+        near(y_t.float(), exact[:, 9], 0.1)
 
 
 @pytest.mark.parametrize("policy", ["full", "sqrt", "selective"])

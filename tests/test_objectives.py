@@ -20,6 +20,7 @@ from zoo.nn import (
     LearnedPosition,
     MixedChunk,
     Nystrom,
+    RWKVFeedForward,
     SinusoidalPosition,
     SlidingWindow,
 )
@@ -250,6 +251,21 @@ def test_a_sequence_without_its_source_is_refused():
         with pytest.raises(ValueError, match="2 sequences follow from 2 sources"):
             network.loss(x, y)
     assert all(can(network, ability) for ability in (Density, Sampler, Measured))
+    assert network.protocol == {"given": "y"}  # it has no p(x)
+
+
+def test_a_feed_forward_with_a_state_is_refused_where_none_is_kept():
+    with pytest.raises(ValueError, match="mlp=RWKVFeedForward sees the token before"):
+        seq2seq(mlp=RWKVFeedForward)
+
+
+@pytest.mark.parametrize("build", [masked, seq2seq], ids=["masked", "seq2seq"])
+@torch.no_grad()
+def test_a_loss_in_half_precision_is_summed_in_single(build):
+    network = build().bfloat16()
+    loss = network.loss(torch.randint(5, (50, 8)), torch.randint(7, (50, 6)))["loss"]
+    assert loss.dtype == torch.float32
+    assert loss != loss.bfloat16()
 
 
 @torch.no_grad()

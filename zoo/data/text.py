@@ -86,6 +86,8 @@ class Text:
             "text": digest(text)[:12],
             **(protocol or {}),
         }
+        if self.counts.get("unknown"):
+            self.protocol["unknown"] = self.counts["unknown"]  # tokens that do not say what they stand for
         if len(text) <= SMALL:
             self.protocol["lzma_bits_per_char"] = round(
                 8 * len(lzma.compress(text)) / self.counts["chars"], 2

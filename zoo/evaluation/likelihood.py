@@ -84,6 +84,8 @@ def likelihood(
     mean = total / examples
     deviation = math.sqrt(max(squares / examples - mean**2, 0.0) / max(examples - 1, 1))
     told = {"method": "log_prob", **force, **(protocol or {})}
+    if getattr(model, "conditional", False):
+        told["given"] = "y"  # log p(x | y) compares with no log p(x)
     if facts.get("levels") is None:
         told["density"] = "of real numbers: compares with no probability"
     common = {

@@ -113,7 +113,9 @@ def learn(model: Any, batch: Mapping[str, Tensor]) -> None:
 
 @torch.inference_mode()
 def generated(model: Any, batch: Mapping[str, Tensor]) -> float:
-    """Tokens per second, one after the other; the last of them ends the batch's length."""
+    """Tokens per second, one after the other; the last of them ends the batch's length. ValueError without sample."""
+    if not hasattr(model, "sample"):
+        raise ValueError(f"{type(model).__name__} generates no tokens")
     x = batch["x"].clamp(min=0)
     timings = REPEATS + 1
     steps = max(1, min(STEPS, x.shape[1] // (2 * timings)))

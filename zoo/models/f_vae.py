@@ -16,7 +16,7 @@ from zoo.models.vae import ACTIVE
 from zoo.nn.bases import Gaussian
 from zoo.nn.bijections import Chain
 from zoo.nn.couplings import Affine, Coupling
-from zoo.nn.dequantization import SMALL, UniformDequantization
+from zoo.nn.dequantization import SMALL, UniformDequantization, real
 from zoo.nn.likelihood import whole, wide
 from zoo.nn.masks import Checkerboard, Given, Half
 from zoo.nn.mixing import NormedInvertible1x1
@@ -236,7 +236,7 @@ class FVAE(nn.Module):
         return wide(self.decoder(z))
 
     def _real(self, x: Tensor) -> Tensor:
-        return x.to(self.log_sigma.dtype)
+        return real(x, self.log_sigma.dtype)
 
     def _whole(self, h: Tensor) -> Tensor:
         return whole(self.rescale.inverse(h).floor().clamp(0, self.levels - 1), self.levels)

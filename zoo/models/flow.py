@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from zoo.nn.bases import ByClass, Gaussian
 from zoo.nn.bijections import Chain, Flatten, Squeeze, leaves, runs
-from zoo.nn.dequantization import UniformDequantization, padded
+from zoo.nn.dequantization import UniformDequantization, padded, real
 from zoo.nn.likelihood import whole
 from zoo.nn.preprocessing import Whitening
 from zoo.nn.scalings import RunningNorm
@@ -232,7 +232,7 @@ class Flow(nn.Module):
 
     def _real(self, x: Tensor) -> Tensor:
         """x in the parameters' type, padded; of images the channels are last in memory: convolutions are faster so."""
-        v = F.pad(x.to(next(self.parameters()).dtype), self.margins)
+        v = F.pad(real(x, next(self.parameters()).dtype), self.margins)
         return v.contiguous(memory_format=torch.channels_last) if v.dim() == 4 else v
 
     @contextmanager

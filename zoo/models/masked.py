@@ -15,6 +15,7 @@ from zoo.models.tokens import grid, sequence
 from zoo.nn.attention import Attention
 from zoo.nn.backbone import Backbone
 from zoo.nn.feedforward import FeedForward
+from zoo.nn.likelihood import wide
 from zoo.nn.ranks import per_rank
 from zoo.types import PAD, Unfit, scored
 
@@ -101,7 +102,7 @@ class Masked(nn.Module):
         """loss: nats per chosen token."""
         logits, tokens = self.told(x)
         chosen = per_rank(torch.ones_like(tokens).sum(), self.training)
-        return {"loss": F.cross_entropy(logits, tokens, reduction="sum") / chosen}
+        return {"loss": F.cross_entropy(wide(logits), tokens, reduction="sum") / chosen}
 
     def statistics(self, x: Tensor, y: Tensor | None = None) -> dict[str, Tensor]:
         """How many tokens were chosen, and of how many the most probable level was the right one."""

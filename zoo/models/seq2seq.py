@@ -19,6 +19,7 @@ from zoo.nn.attention import Attention
 from zoo.nn.backbone import Backbone
 from zoo.nn.cross import CrossBlock
 from zoo.nn.feedforward import FeedForward
+from zoo.nn.likelihood import wide
 from zoo.nn.ranks import per_rank
 from zoo.types import PAD, Kind, Unfit, scored
 
@@ -37,7 +38,7 @@ class Seq2Seq(nn.Module):
                     read has no positions of its own but those that the encoder puts in its input, so distances
                     alone (as Rotary) learn to copy slowly
 
-    Raises Unfit for real-valued data, and for data without sources.
+    Raises Unfit for real-valued data, and for data without sources; ValueError as zoo.nn.CrossBlock does.
     """
 
     kind: ClassVar[Kind] = "exact"
@@ -67,7 +68,7 @@ class Seq2Seq(nn.Module):
             )
         self.shape, self.levels, self.source_levels = tuple(shape), levels, source_levels
         self.source_shape, self.length = tuple(source_shape), math.prod(shape)
-        self.protocol = {"order": "row, column, channel"} if len(shape) == 3 else {}
+        self.protocol = {"given": "y"} | ({"order": "row, column, channel"} if len(shape) == 3 else {})
         self.source = nn.Embedding(source_levels + 1, dim)  # the last stands for PAD
         self.embed = nn.Embedding(levels + 1, dim)  # the last one starts
         options: dict[str, Any] = {"position": position, "norm": norm, "dropout": dropout}
@@ -92,16 +93,13 @@ class Seq2Seq(nn.Module):
 
     def loss(self, x: Tensor, y: Tensor | None = None) -> dict[str, Tensor]:
         """loss: nats per scored token; nats: per example."""
-        tokens = sequence(x)
-        logits = self(x, y)
+        tokens, logits = sequence(x), wide(self(x, y))
         nats = F.cross_entropy(logits.flatten(0, 1), tokens.flatten(), ignore_index=PAD, reduction="sum")
         return {"loss": nats / per_rank(scored(tokens).sum(), self.training), "nats": nats / len(x)}
 
     def log_prob(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         """log p(x | y) in nats, (B,)."""
-        tokens, logits = sequence(x), self(x, y)
-        # half precision loses bits in sums of thousands of terms
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        tokens, logits = sequence(x), wide(self(x, y))
         nats = F.cross_entropy(logits.flatten(0, 1), tokens.flatten(), ignore_index=PAD, reduction="none")
         return -nats.view_as(tokens).sum(1)
 

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zoo.nn.chunked import precise
 from zoo.nn.position import Position, angles, wide
 
 
@@ -103,21 +104,22 @@ class RecurrentPosition(Position):
     def flow(self, length: int) -> Tensor:
         """p_0 ... p_(length - 1), one after the other."""
         h = self.delta
-        p: Tensor = self.first
-        all_p = [p]
         # in half precision, steps as small as these are lost
+        p, clock, *maps = precise(self.first, self.clock, *self.inner.parameters(), *self.outer.parameters())
+        all_p = [p]
+
+        def slope(s: float, p: Tensor) -> Tensor:
+            return F.linear(torch.tanh(F.linear(p, *maps[:2]) + s * clock), *maps[2:])
+
         with torch.autocast(p.device.type, enabled=False):
             for s in (t * h for t in range(length - 1)):
-                a = self.slope(s, p)
-                b = self.slope(s + h / 2, p + h / 2 * a)
-                c = self.slope(s + h / 2, p + h / 2 * b)
-                d = self.slope(s + h, p + h * c)
+                a = slope(s, p)
+                b = slope(s + h / 2, p + h / 2 * a)
+                c = slope(s + h / 2, p + h / 2 * b)
+                d = slope(s + h, p + h * c)
                 p = p + h / 6 * (a + 2 * b + 2 * c + d)
                 all_p.append(p)
         return torch.stack(all_p)
-
-    def slope(self, s: float, p: Tensor) -> Tensor:
-        return self.outer(torch.tanh(self.inner(p) + s * self.clock))
 
 
 class ConvPosition(Position):

@@ -46,6 +46,9 @@ class CrossBlock(nn.Module):
     """Read another sequence, then mix channels: what a decoder's block does after its own attention.
 
     x = x + cross(norm(x), memory);  x = x + mlp(norm(x)).  x (B, T, D), a memory that `remember` made -> same
+
+    Raises ValueError for an mlp with a state, as zoo.nn.RWKVFeedForward: a decoder goes on token by token, and this
+    block remembers none.
     """
 
     def __init__(
@@ -63,6 +66,11 @@ class CrossBlock(nn.Module):
         self.mlp_norm = None if mlp is None else norm(dim)
         self.mlp = None if mlp is None else mlp(dim)
         self.dropout = nn.Dropout(dropout)
+        if hasattr(self.mlp, "step"):
+            raise ValueError(
+                f"mlp={type(self.mlp).__name__} sees the token before too, which a block that reads a source does not "
+                "keep; try mlp=gelu"
+            )
 
     def forward(self, x: Tensor, memory: Memory) -> Tensor:
         x = x + self.dropout(self.cross(self.cross_norm(x), memory))

@@ -69,6 +69,20 @@ class VariationalDequantization(nn.Module):
         return x + h.sigmoid(), self.base.log_prob(noise.flatten(1)) - log_det
 
 
+def real(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Data as numbers of a model's type.
+
+    ValueError for half precision: above 128 bfloat16 holds whole numbers only, so that no noise is left between them,
+    and a density could grow without end.
+    """
+    if dtype in (torch.bfloat16, torch.float16):
+        raise ValueError(
+            f"a density in {str(dtype).removeprefix('torch.')} has no digits for the noise between levels; train with "
+            "trainer.precision=bf16-mixed, or 32-true"
+        )
+    return x.to(dtype)
+
+
 def padded(shape: Sequence[int], multiple: int) -> tuple[int, int, int]:
     """The shape of an image (C, H, W) whose sides are brought up to multiples: (1, 28, 28) and 8 give 32 x 32."""
     C, H, W = shape

@@ -5,43 +5,27 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from zoo.nn.position import Position, angles, wide
+from zoo.nn.position import Grid, angles, wide
 
 
-class Sinusoidal2D(Position):
+class Sinusoidal2D(Grid):
     """Sinusoids of the row and of the column, added to the input: Peebles & Xie 2022, as He et al. 2022.
 
     Token t is in row t // width and column t % width. Half of the features are those of the row, half of the column:
     [sin(r w_0) ..., cos(r w_0) ..., sin(c w_0) ..., cos(c w_0) ...], w_i = base^(-4i/D)
 
-    width       tokens in a row; None is what the network says
-
     Raises ValueError without a width, and if dim is no multiple of 4.
     """
 
-    def __init__(
-        self,
-        dim: int,
-        heads: int = 1,
-        depth: int = 1,
-        *,
-        width: int | None = None,
-        base: float = 10000.0,
-    ) -> None:
-        super().__init__(dim, heads, depth)
-        if width is None:
-            raise ValueError(
-                "Sinusoidal2D needs width, the tokens in a row, and a sequence has no rows; "
-                "give position.width, or take sinusoidal"
-            )
-        check_four(dim)
-        self.width, self.base = width, base
+    flat = "sinusoidal"
+
+    def check(self) -> None:
+        check_four(self.dim)
 
     def embed(self, x: Tensor, t: Tensor, layer: int) -> Tensor:
         if layer:
             return x
-        places = t.to(wide(x))
-        row, column = torch.div(places, self.width, rounding_mode="floor"), places % self.width
+        row, column = (place.to(wide(x)) for place in self.place(t))
         return x + waves(row, column, x.shape[-1], self.base).type_as(x)
 
 

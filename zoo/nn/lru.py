@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zoo.nn.chunked import precise
 from zoo.nn.feedforward import scaled_init
 from zoo.nn.scan import final, scan
 
@@ -58,7 +59,8 @@ class LRU(nn.Module):
     @property
     def eigenvalues(self) -> Tensor:
         """lambda, (N,) complex."""
-        return torch.polar((-self.nu_log.exp()).exp(), self.theta_log.exp())
+        nu_log, theta_log = precise(self.nu_log, self.theta_log)
+        return torch.polar((-nu_log.exp()).exp(), theta_log.exp())
 
     def forward(self, x: Tensor) -> Tensor:
         return self.prefill(x)[0]
@@ -81,5 +83,5 @@ class LRU(nn.Module):
         return self.gamma_log.exp() * torch.view_as_complex(b)
 
     def read(self, h: Tensor, x: Tensor) -> Tensor:
-        y = self.C(torch.view_as_real(h).flatten(-2)) + self.D * x
+        y = self.C(torch.view_as_real(h).flatten(-2).to(self.C.weight.dtype)) + self.D * x
         return F.glu(self.out(F.gelu(y)), -1)

@@ -111,7 +111,7 @@ class Mamba(nn.Module):
         return dt, -self.A_log.exp().T, B.to(real), C.to(real)
 
     def gate(self, y: Tensor, x: Tensor, z: Tensor) -> Tensor:
-        return self.out((y + self.D * x) * F.silu(z))
+        return self.out(((y + self.D * x) * F.silu(z)).type_as(z))
 
 
 def selective_scan(

@@ -11,8 +11,10 @@ distance, positive for keys in the past. An encoding is one class:
                         DeBERTa, Shaw (zoo.nn.relative_position)
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from functools import lru_cache
+from inspect import isabstract
 from typing import ClassVar
 
 import torch
@@ -74,6 +76,42 @@ class NoPosition(Position):
     causal_only = True
 
 
+class Grid(Position, ABC):
+    """Of images: token t is in row t // width and column t % width. What such encodings share.
+
+    width   tokens in a row, pixels times channels; None is what the network says
+    flat    the encoding in configs/position that does the same for sequences
+    """
+
+    flat: ClassVar[str]
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int = 1,
+        depth: int = 1,
+        *,
+        width: int | None = None,
+        base: float = 10000.0,
+    ) -> None:
+        super().__init__(dim, heads, depth)
+        self.check()
+        if width is None:
+            raise ValueError(
+                f"{type(self).__name__} needs width, the tokens in a row, and a sequence has no rows; "
+                f"give position.width, or take {self.flat}"
+            )
+        self.width, self.base = width, base
+
+    @abstractmethod
+    def check(self) -> None:
+        """Raise ValueError for a number of features that cannot be dealt out to rows and columns."""
+
+    def place(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Row and column of positions."""
+        return t // self.width, t % self.width
+
+
 def auto() -> None:
     """The choice of no encoding in particular: a backbone that gets None takes its mixer's own."""
 
@@ -97,7 +135,8 @@ def fits(position: type[Position], mixer: object, causal: bool) -> bool:
 def encodings(kind: type[Position] = Position) -> Iterator[type[Position]]:
     """All encodings that have been defined so far."""
     for child in kind.__subclasses__():
-        yield child
+        if not isabstract(child):
+            yield child
         yield from encodings(child)
 
 

@@ -90,5 +90,6 @@ class Retention(nn.Module):
     def merge(self, o: Tensor, gate: Tensor) -> Tensor:
         """(B, H, T, ratio d), (B, T, ratio D) -> (B, T, D)"""
         B, H, T, e = o.shape
-        o = self.norm(o.transpose(1, 2).reshape(B * T, H * e)).view(B, T, H * e)
-        return self.out(F.silu(gate) * o.type_as(gate))
+        weight, bias = self.norm.weight.type_as(o), self.norm.bias.type_as(o)
+        o = F.group_norm(o.transpose(1, 2).reshape(B * T, H * e), H, weight, bias, self.norm.eps)
+        return self.out(F.silu(gate) * o.view(B, T, H * e).type_as(gate))

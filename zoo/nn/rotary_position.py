@@ -6,7 +6,7 @@ q and k are (B, H, T, d); t is a position, an integer, (T,) or (B, T). Pairs of 
 import torch
 from torch import Tensor
 
-from zoo.nn.position import Position, angles, wide
+from zoo.nn.position import Grid, Position, angles, wide
 
 
 class Rotary(Position):
@@ -34,48 +34,35 @@ class Rotary(Position):
         ntk: float = 1.0,
     ) -> None:
         super().__init__(dim, heads, depth)
-        d = head_width(dim, heads, 2, "Rotary turns pairs of features")
-        self.base = base * ntk ** (d / (d - 2)) if d > 2 else base  # the pair of d = 2 is the fastest
-        self.interpolation = interpolation
+        head_width(dim, heads, 2, "Rotary turns pairs of features")
+        self.base, self.interpolation, self.ntk = base, interpolation, ntk
 
     def rotate(self, q: Tensor, k: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        turn = unit(angles(t, q.shape[-1], self.base, wide(q), self.interpolation))
+        d = q.shape[-1]  # a gated attention unit's is not dim / heads
+        # the pair of d = 2 is the fastest
+        base = self.base * self.ntk ** (d / (d - 2)) if d > 2 else self.base
+        turn = unit(angles(t, d, base, wide(q), self.interpolation))
         return turned(q, turn), turned(k, turn)
 
 
-class Rotary2D(Position):
+class Rotary2D(Grid):
     """Rotary position embedding of images: half of a head is turned by the row, half by the column.
 
     Token t is in row t // width and column t % width; scores depend on how far apart two tokens are, down and
     across. Jianlin Su 2021 (kexue.fm/archives/8397).
 
-    width       tokens in a row, pixels times channels; None is what the network says
-
     Raises ValueError without a width, and if a head's width is no multiple of 4: each half is turned in
     pairs.
     """
 
-    def __init__(
-        self,
-        dim: int,
-        heads: int = 1,
-        depth: int = 1,
-        *,
-        width: int | None = None,
-        base: float = 10000.0,
-    ) -> None:
-        super().__init__(dim, heads, depth)
-        head_width(dim, heads, 4, "Rotary2D turns pairs of features in each half")
-        if width is None:
-            raise ValueError(
-                "Rotary2D needs width, the tokens in a row, and a sequence has no rows; "
-                "give position.width, or take rope"
-            )
-        self.width, self.base = width, base
+    flat = "rope"
+
+    def check(self) -> None:
+        head_width(self.dim, self.heads, 4, "Rotary2D turns pairs of features in each half")
 
     def rotate(self, q: Tensor, k: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         half, real = q.shape[-1] // 2, wide(q)
-        row, column = t // self.width, t % self.width
+        row, column = self.place(t)
         a = torch.cat([angles(row, half, self.base, real), angles(column, half, self.base, real)], -1)
         turn = unit(a)
         return turned(q, turn), turned(k, turn)

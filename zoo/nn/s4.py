@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from zoo.nn.chunked import precise
 from zoo.nn.feedforward import scaled_init
 from zoo.nn.hippo import legs_dplr, log_uniform
 from zoo.nn.s4d import convolve, newest_first
@@ -79,11 +80,9 @@ class S4(nn.Module):
         return F.glu(self.out(F.gelu((y + self.D * x).type_as(x))), -1)
 
     def parts(self) -> "DPLR":
-        return DPLR(
-            torch.complex(-self.A_log.exp(), self.A_imag),
-            *(torch.view_as_complex(v) for v in (self.P, self.B, self.C)),
-            self.log_dt.exp().unsqueeze(-1),
-        )
+        A_log, A_imag, log_dt, *PBC = precise(self.A_log, self.A_imag, self.log_dt, self.P, self.B, self.C)
+        A = torch.complex(-A_log.exp(), A_imag)
+        return DPLR(A, *(torch.view_as_complex(v) for v in PBC), log_dt.exp().unsqueeze(-1))
 
     def kernel(self, T: int) -> Tensor:
         """K_t = C a^t b for t < T, (D, T), a and b the factors of state and input per step."""

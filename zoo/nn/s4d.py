@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zoo.nn.chunked import precise
 from zoo.nn.feedforward import scaled_init
 from zoo.nn.hippo import log_uniform, s4d_lin
 from zoo.nn.scan import scan_loop
@@ -78,9 +79,10 @@ class S4D(nn.Module):
 
     def discrete(self) -> tuple[Tensor, Tensor, Tensor]:
         """log of the state's factor per step, the input's factor, and C: (D, N/2) complex."""
-        A = torch.complex(-self.A_log.exp(), self.A_imag)
-        log_a = self.log_dt.exp().unsqueeze(-1) * A
-        return log_a, torch.expm1(log_a) / A, torch.view_as_complex(self.C)
+        A_log, A_imag, C, log_dt = precise(self.A_log, self.A_imag, self.C, self.log_dt)
+        A = torch.complex(-A_log.exp(), A_imag)
+        log_a = log_dt.exp().unsqueeze(-1) * A
+        return log_a, torch.expm1(log_a) / A, torch.view_as_complex(C)
 
     def kernel(self, T: int) -> Tensor:
         """K_t = 2 Re sum_n C_n b_n exp(t dt A_n), (D, T).

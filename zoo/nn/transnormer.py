@@ -115,10 +115,11 @@ class TransNormer(nn.Module):
         return self.merge(o.unsqueeze(2), x_t).squeeze(1), Sums(sums, state.t + 1)
 
     def project(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """q, k and v, (B, H, T, d): of late layers with phi, in float32 at least."""
+        """q, k and v, (B, H, T, d): of late layers with phi, and in float32 at least."""
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         if not self.local:
-            q, k = (elu1(x) for x in precise(q, k))
+            q, k, v = precise(q, k, v)
+            q, k = elu1(q), elu1(k)
         q, k = self.position.rotate(q, k, t)
         return q, k, v
 
