@@ -15,7 +15,8 @@ class TimeMLP(nn.Module):
     h = W x + w (1 - t) + C c, then h = h + V act(U h) in each layer, then a linear map back: the network of Cheng &
     Schwing 2025, whose code has these sizes. The time enters as the one number that it is, since sinusoids would make
     an ODE's solver take small steps; and counted from the noise, as theirs: near 0 a network learns sooner how fields
-    turn, which one step from the noise shows (a squared W2 of 6.2 on moons, where told t it is 5.0).
+    turn. One step from the noise should bring all of moons to their mean, a squared W2 of 9; after 5,000 steps of
+    training it has 4.6, and 3.8 when told t.
 
     shape       of an example
     context     width of a condition's vector, None for none
